@@ -1,0 +1,90 @@
+"""What a pass may ask for beyond the model: data run through it, the target, chance, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from onnxopt.data.calibration import Calibration, calibrate
+from onnxopt.graph import shapes
+from onnxopt.graph.signature import Array
+from onnxopt.progress import Track, silent
+from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import NATIVE, Target
+
+if TYPE_CHECKING:
+    from onnxopt.data.cache import Cache
+    from onnxopt.data.dataset import Dataset
+    from onnxopt.graph.model import Model
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+_BATCH = 32
+
+
+class Context:
+    """Made once a run and handed to each pass.
+
+    ``original`` is the model as it was loaded, for passes that repair towards it; ``dataset`` the calibration data;
+    ``batch`` how many samples are run at once, where the graph leaves that free.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        dataset: Dataset,
+        *,
+        target: Target = NATIVE,
+        seed: int = 0,
+        track: Track = silent,
+        threads: int = 1,
+        cache: Cache | None = None,
+        batch: int = _BATCH,
+    ) -> None:
+        self.original = original
+        self.dataset = dataset
+        self.target = target
+        self.track = track
+        self.threads = threads
+        self.cache = cache
+        self.batch = batch
+        self._seed = seed
+
+    def rng(self) -> np.random.Generator:
+        """A generator that is the same for every pass and every run."""
+        return np.random.default_rng(self._seed)
+
+    def statistics(self, model: Model, tensors: Sequence[str], method: Method = "minmax") -> Calibration:
+        """Ranges of tensors over the whole dataset, streamed."""
+        session = Session(model, outputs=tensors, threads=self.threads)
+        return calibrate(
+            session.run,
+            self.dataset,
+            tensors,
+            method,
+            batch=self.batch,
+            track=self.track,
+            cache=self.cache,
+            key=model.digest() if self.cache is not None else "",
+        )
+
+    def activations(
+        self, model: Model, tensors: Sequence[str], samples: int | None = None, batch: int | None = None
+    ) -> Iterator[dict[str, Array]]:
+        """Values of tensors, batch by batch, over the first ``samples`` samples: the same batches for every model."""
+        session = Session(model, outputs=tensors, threads=self.threads)
+        for feed in self.dataset.batches(batch or self.batch, stop=samples):
+            yield session.run(feed)
+
+    def shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the main graph as one sample makes it."""
+        constants = {c.name: tuple(c.shape) for c in model.constants()}
+        names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in constants]
+        session = Session(model, outputs=[*names, *(t.name for t in model.graph.inputs)], optimize=False)
+        values = session.run(next(iter(self.dataset.batches(1, stop=1))))
+        return constants | {name: np.shape(value) for name, value in values.items()}
+
+    def free_axes(self, model: Model) -> dict[str, tuple[bool, ...]]:
+        """For every tensor whose rank is known without running: which of its axes have no fixed size."""
+        return {name: tuple(not isinstance(d, int) for d in shape) for name, shape in shapes.infer(model).items()}

@@ -1,0 +1,136 @@
+"""Run passes over a model: in a right order, each one verified and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxopt.core import spec
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Pass, PassResult
+from onnxopt.core.reference import Reference
+from onnxopt.errors import OnnxOptError, PassError, SpecError
+from onnxopt.graph.model import Model
+from onnxopt.graph.verify import boundary, faults
+from onnxopt.report.report import StepReport
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in the order they will run, and lines for the report where that is not what was asked for."""
+
+    steps: tuple[Pass, ...]
+    notes: tuple[str, ...]
+
+
+def plan(passes: Sequence[Pass], *, keep_order: bool = False, stop_after: int | None = None) -> Plan:
+    """Order passes by what each declares in ``after``, put in what they need first, and cut after ``stop_after`` steps.
+
+    ``keep_order`` leaves the user's order; what a pass needs is then put right before it.
+    """
+    names = [p.name for p in passes]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise SpecError(f"the pass '{twice[0]}' is named twice; run onnxopt a second time for a second round")
+    wanted = _with_preparation(passes)
+    ordered = wanted if keep_order else _sorted(wanted)
+    notes = []
+    for added in [p for p in wanted if p.name not in names]:
+        needed_by = [p.name for p in passes if added.name in _all_preparation(p)]
+        notes.append(f"added {added.name}, which {' and '.join(needed_by)} needs first")
+    now = [p.name for p in ordered if p.name in names]
+    if now != names:
+        notes.append(f"order changed from {','.join(names)} to {','.join(now)}: --keep-order keeps yours")
+    if stop_after is not None and stop_after < len(ordered):
+        notes.append(f"stopped after step {stop_after} of {len(ordered)}; not run: {spec.spell(ordered[stop_after:])}")
+        ordered = ordered[:stop_after]
+    return Plan(tuple(ordered), tuple(notes))
+
+
+class PassManager:
+    """Runs passes. ``check_each`` also compares the model before and after each step on one sample."""
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        *,
+        keep_order: bool = False,
+        stop_after: int | None = None,
+        check_each: bool = False,
+    ) -> None:
+        self.plan = plan(passes, keep_order=keep_order, stop_after=stop_after)
+        self._check_each = check_each
+
+    def run(self, model: Model, context: Context) -> tuple[StepReport, ...]:
+        """Change the model in place, pass by pass; one StepReport each.
+
+        Raises PassError when a pass left a graph that is not whole, or an exact pass changed results.
+        """
+        return tuple(self._step(step, model, context) for step in context.track(self.plan.steps, "passes"))
+
+    def _step(self, step: Pass, model: Model, context: Context) -> StepReport:
+        expected = boundary(model)
+        before = Reference(model, context) if self._check_each else None
+        started = time.perf_counter()
+        result = _guarded(step, model, context)
+        if result.changed:
+            model.tidy()
+        seconds = time.perf_counter() - started
+        if broken := faults(model, expected):
+            raise PassError(f"the pass {step} left a broken graph: {broken[0]}; leave it out, and report it as a bug")
+        model.release()
+        figures = dict(result.figures)
+        if before is not None:
+            figures["check"] = before.compare(model, str(step), step.exact)
+        return StepReport(
+            str(step), seconds, result.changed, tuple((s.node, s.why) for s in result.skips), figures
+        )
+
+
+def _guarded(step: Pass, model: Model, context: Context) -> PassResult:
+    try:
+        return step.run(model, context)
+    except (OnnxOptError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # whatever a pass stumbles over is the pass's fault, not a traceback for the user
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = f"{where.tb_frame.f_code.co_filename.rpartition('/')[2]}:{where.tb_lineno}" if where else "?"
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise PassError(f"the pass {step} failed at {place} ({text}); leave it out, and report it as a bug") from error
+
+
+def _with_preparation(passes: Sequence[Pass]) -> list[Pass]:
+    """The passes, each with what it needs put before it where the user did not name it."""
+    result: list[Pass] = []
+    named = {p.name for p in passes}
+    for step in passes:
+        for name in _all_preparation(step):
+            if name not in named:
+                result.append(spec.make(name, {}))
+                named.add(name)
+        result.append(step)
+    return result
+
+
+def _all_preparation(step: Pass) -> list[str]:
+    """Names of the passes that must have run, those that these need in turn first."""
+    known = spec.known_passes()
+    found: list[str] = []
+    for name in step.prepare:
+        found += [n for n in (*known[name].prepare, name) if n not in found]
+    return found
+
+
+def _sorted(passes: Sequence[Pass]) -> list[Pass]:
+    """Stable: of the passes whose predecessors are done, the one that stands first comes next."""
+    left, done = list(passes), []
+    while left:
+        names = {p.name for p in left}
+        step = next((p for p in left if not names.intersection({*p.after, *p.prepare} - {p.name})), None)
+        if step is None:
+            raise SpecError(f"the passes {', '.join(sorted(names))} each ask to run after another; use --keep-order")
+        left.remove(step)
+        done.append(step)
+    return done

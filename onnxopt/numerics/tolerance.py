@@ -1,0 +1,37 @@
+"""How far two results of the same computation may lie apart: the one table that every comparison uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxopt.graph.signature import Array
+
+# Relative to the largest magnitude of the reference. A float32 sum of n terms errs by about sqrt(n) * 6e-8, and a deep
+# net chains some hundred of those; float16 keeps 11 bits.
+EXACT: dict[np.dtype[Any], float] = {
+    np.dtype(np.float16): 2e-2,
+    np.dtype(np.float32): 1e-4,
+    np.dtype(np.float64): 1e-10,
+}
+
+
+def deviation(reference: Array, candidate: Array) -> float:
+    """Largest difference over largest magnitude of the reference: 0 is equal, inf is another shape or a lost NaN."""
+    if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
+        return float("inf")
+    if reference.dtype == object or not np.issubdtype(reference.dtype, np.inexact):
+        return 0.0 if np.array_equal(reference, candidate) else float("inf")
+    finite = np.isfinite(reference)
+    if not np.array_equal(reference[~finite], candidate[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    a, b = reference[finite].astype(np.float64), candidate[finite].astype(np.float64)
+    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
+
+
+def allowed(dtype: np.dtype[Any]) -> float:
+    """The deviation that an exact pass may cause in a tensor of this type."""
+    return EXACT.get(dtype, 0.0)

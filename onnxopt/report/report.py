@@ -1,0 +1,103 @@
+"""The answer of a run, as values: frozen, without behaviour, ready to become text or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = "onnxopt-report-1"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one pass did: its spec, seconds, places changed, (node, reason) left alone, figures by name."""
+
+    spec: str
+    seconds: float
+    changed: int
+    skips: tuple[tuple[str, str], ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A model on disk: bytes include external data; sha256 is that of the model file."""
+
+    path: str
+    sha256: str
+    bytes: int
+    parameters: int
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """One output of the candidate against the reference. ``sqnr_db`` is infinite when nothing differs."""
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    max_error: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run: median, and the 10th and 90th percentile."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The candidate against the reference on one target. None: could not be told (no labels, no classes, ...)."""
+
+    target: str
+    samples: int
+    sqnr_db: float
+    cosine: float
+    outputs: tuple[OutputQuality, ...]
+    agreement: float | None
+    accuracy: float | None
+    accuracy_reference: float | None
+    accuracy_top5: float | None
+    accuracy_top5_reference: float | None
+    latency_ms: float
+    latency_reference_ms: float
+    latency: Latency
+    latency_reference: Latency
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    threads: int
+    batch: int
+    peak_memory_bytes: int | None
+    peak_memory_reference_bytes: int | None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate: what was demanded, what was measured, whether it holds (None: nothing to measure it on)."""
+
+    name: str
+    limit: float
+    measured: float | None
+    holds: bool | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run has to say. ``notes`` are lines for the reader: order changed, data synthetic, and the like."""
+
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    passes: tuple[StepReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    input: FileInfo | None = None
+    output: FileInfo | None = None
+    validation: tuple[Validation, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    verdict: Literal["accepted", "rejected", "forced", "not validated", "not judged"] = "not judged"

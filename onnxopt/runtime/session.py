@@ -1,0 +1,95 @@
+"""Run a model on ONNX Runtime's CPU provider: whole models or files, with any inner tensor watched."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# ONNX Runtime collects usage data by default since 1.29; it reads this when it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxopt.errors import ExecutionError
+from onnxopt.graph import io
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array, Feed
+
+__version__ = str(ort.__version__)
+_EMBED_LIMIT = 2**30
+
+
+class Session:
+    """A model ready to run.
+
+    ``outputs`` are tensors to read instead of the model's own outputs (inputs of the model may be among them);
+    ``optimize`` False runs the graph as it is written, without fusions; ``save_optimized`` keeps what ONNX Runtime made
+    of it. Raises ExecutionError when ONNX Runtime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | Path,
+        *,
+        threads: int = 1,
+        outputs: Sequence[str] | None = None,
+        optimize: bool = True,
+        save_optimized: str | Path | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        if save_optimized is not None:
+            options.optimized_model_filepath = str(save_optimized)
+        try:
+            self._session = self._open(model, options, outputs)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+            raise ExecutionError(f"ONNX Runtime {__version__} cannot load the model: {_reason(error)}") from error
+        own = [o.name for o in self._session.get_outputs()]
+        self.outputs: list[str] = own if outputs is None else list(outputs)
+        self._inputs = {i.name for i in self._session.get_inputs()}
+        self._fetch = [name for name in self.outputs if name not in self._inputs]
+
+    def _open(
+        self, model: Model | str | Path, options: ort.SessionOptions, outputs: Sequence[str] | None
+    ) -> ort.InferenceSession:
+        providers = ["CPUExecutionProvider"]
+        if not isinstance(model, Model):
+            return ort.InferenceSession(str(model), options, providers)
+        if model.constant_bytes() < _EMBED_LIMIT:
+            proto = _with_outputs(model.to_proto(), outputs)
+            return ort.InferenceSession(proto.SerializeToString(), options, providers)
+        with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder, io.staged(model, Path(folder) / "model.onnx") as file:
+            proto = _with_outputs(onnx.load(file.path, load_external_data=False), outputs)
+            file.path.write_bytes(proto.SerializeToString())
+            return ort.InferenceSession(str(file.path), options, providers)
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """The watched tensors by name. Raises ExecutionError when the model fails on this feed."""
+        try:
+            values = self._session.run(self._fetch, feed)
+        except Exception as error:  # see above
+            raise ExecutionError(f"ONNX Runtime {__version__} cannot run the model: {_reason(error)}") from error
+        found = dict(zip(self._fetch, values, strict=True))
+        return {name: np.asarray(feed[name]) if name in self._inputs else found[name] for name in self.outputs}
+
+
+def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
+    """The same model with more tensors made visible; ONNX Runtime finds their types itself."""
+    if outputs is not None:
+        have = {o.name for o in (*proto.graph.output, *proto.graph.input)}
+        proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(outputs) if n not in have)
+    return proto
+
+
+def _reason(error: Exception) -> str:
+    """The telling part of ONNX Runtime's message, in one line."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 3)[-1][:300] if text.startswith("[ONNXRuntimeError]") else text[:300]
