@@ -69,7 +69,7 @@ class Pass(ABC):
 
 def label(node: Node) -> str:
     """What to call a node in a report: its name, or the name of what it makes."""
-    return node.name or next((t.name for t in node.outputs if t.name), node.op)
+    return str(node.name or next((t.name for t in node.outputs if t.name), node.op))
 
 
 def _text(value: Any) -> str:

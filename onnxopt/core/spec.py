@@ -44,7 +44,7 @@ def known_passes() -> Mapping[str, type[Pass]]:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         value = entry.load()
         if not _is_pass(value):
-            raise SpecError(f"the entry point '{entry.name}' of {ENTRY_POINTS} is no pass; remove or mend {entry.value}")
+            raise SpecError(f"the entry point '{entry.name}' of {ENTRY_POINTS} is no pass; remove {entry.value}")
         if found.setdefault(value.name, value) is not value:
             raise SpecError(f"two passes are named '{value.name}': remove the distribution that holds {entry.value}")
     return types.MappingProxyType(dict(sorted(found.items())))

@@ -1,4 +1,4 @@
-"""Load and save: external data mapped and confined to its folder, writes atomic and never onto the input by accident."""
+"""Load and save: external data mapped and confined to its folder, writes all or nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Staging:
             for file in self.files:
                 os.replace(file, self.target.parent / file.name)
         except OSError as error:
-            raise OutputError(f"cannot write {self.target}: {error.strerror}; choose another place with -o") from error
+            raise _unwritable(self.target, error) from error
 
 
 @contextmanager
@@ -85,15 +85,19 @@ def staged(model: Model, path: str | Path) -> Iterator[Staging]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=".onnxopt-", dir=target.parent or "."))
     except OSError as error:
-        raise OutputError(f"cannot write into {target.parent}: {error.strerror}; choose another place with -o") from error
+        raise _unwritable(target, error) from error
     try:
         try:
             _write(model, folder / target.name)
         except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror}; free some space or choose another place") from error
+            raise _unwritable(target, error) from error
         yield Staging(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {target}: {error.strerror}; free some space there, or choose another place")
 
 
 def sha256(path: Path) -> str:
@@ -130,7 +134,7 @@ def _check_supported(model: Model, path: Path) -> None:
         raise ModelError(f"{path} uses opset {model.opset}; {MIN_OPSET} is the oldest supported: export it again")
     for constant in model.constants():
         if np.issubdtype(constant.dtype, np.floating) and constant.nbytes and _has_nan(constant):
-            raise ModelError(f"the weights '{constant.name}' in {path} contain NaN; the training went wrong, export it again")
+            raise ModelError(f"the weights '{constant.name}' in {path} contain NaN; the model cannot work, train it again")
         if constant.nbytes > _CHUNK_BYTES:
             model.release()
     model.release()
@@ -144,12 +148,12 @@ def _has_nan(constant: Constant) -> bool:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and the values of Constant nodes, bodies included: what becomes a constant of the model."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
+            if attribute.HasField("t") and node.op_type == "Constant":
                 yield attribute.t
-            yield from attribute.tensors
             if attribute.HasField("g"):
                 yield from _tensors(attribute.g)
             for body in attribute.graphs:
@@ -195,7 +199,7 @@ def _external(
 def _number(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default: int) -> int:
     text = entries.get(key, str(default))
     if not text.isdecimal() or len(text) > 18:
-        raise ExternalDataError(f"tensor '{tensor.name}' names the {key} '{text[:40]}' in its data file; that is no size")
+        raise ExternalDataError(f"tensor '{tensor.name}' names the {key} '{text[:40]}', which is no size in bytes")
     return int(text)
 
 
@@ -206,7 +210,7 @@ def _confined(tensor: str, location: str, folder: Path, root: Path) -> Path:
         raise ExternalDataError(f"tensor '{tensor}' names no data file; export the model again")
     path = (folder / location).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise ExternalDataError(f"{where}, outside {root}: move it there, or allow its folder with --allow-external-root")
+        raise ExternalDataError(f"{where}, outside {root}: move it there, or name its folder: --allow-external-root")
     if not path.is_file():
         raise ExternalDataError(f"{where}, which is not there: put the file beside the model")
     return path

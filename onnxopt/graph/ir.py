@@ -169,6 +169,15 @@ def reads(node: Node) -> Iterator[Tensor]:
         yield from body.outputs
 
 
+def constants_of(graph: Graph) -> Iterator[Constant]:
+    """The constants that a graph lists, its inputs' defaults, and those its own nodes read (some more than once)."""
+    yield from graph.constants
+    yield from graph.defaults.values()
+    for tensor in (*(t for n in graph.nodes for t in n.inputs), *graph.outputs):
+        if isinstance(tensor, Constant):
+            yield tensor
+
+
 def toposort(graph: Graph) -> list[Node]:
     """Put the graph's nodes in order, keeping theirs where it is right already; bodies too.
 

@@ -11,7 +11,9 @@ import onnx
 
 from onnxopt.errors import ModelError
 from onnxopt.graph import proto as protos
-from onnxopt.graph.ir import Constant, Graph, Node, Variable, remove_dead, toposort
+from onnxopt.graph.exporter import Exporter
+from onnxopt.graph.importer import Importer, Weights
+from onnxopt.graph.ir import Constant, Graph, Node, Variable, constants_of, remove_dead, toposort
 from onnxopt.graph.signature import Array, TensorSpec
 from onnxopt.graph.stored import MappedFile, Sparse
 
@@ -39,7 +41,7 @@ class Model:
     def from_proto(
         cls,
         proto: onnx.ModelProto,
-        weights: protos.Weights | None = None,
+        weights: Weights | None = None,
         path: Path | None = None,
         mapped: tuple[MappedFile, ...] = (),
     ) -> Model:
@@ -50,7 +52,7 @@ class Model:
         if not proto.HasField("graph"):
             raise ModelError("the file holds no graph: is it an ONNX model?")
         header = protos.without(proto, "graph")
-        importer = protos.Importer(weights or {}, initializers_are_inputs=proto.ir_version < 4)
+        importer = Importer(weights or {}, initializers_are_inputs=proto.ir_version < 4)
         graph = importer.graph(proto.graph)
         model = cls(graph, header, importer.names, path, mapped)
         if stuck := toposort(graph):
@@ -61,7 +63,7 @@ class Model:
         """The whole model as one message. Raises ModelError above protobuf's limit of 2 GB."""
         if self.constant_bytes() > _EMBED_LIMIT:
             raise ModelError("the weights are over 2 GB: save the model with external data instead")
-        return self._assemble(protos.Exporter(protos.embed))
+        return self._assemble(Exporter(protos.embed))
 
     def structure(self) -> tuple[onnx.ModelProto, dict[str, Constant]]:
         """The model without its weights, which are given beside it by key: ``from_proto`` takes both back."""
@@ -72,7 +74,7 @@ class Model:
             aside[key] = constant
             return protos.reference(constant, key)
 
-        return self._assemble(protos.Exporter(set_aside)), aside
+        return self._assemble(Exporter(set_aside)), aside
 
     def skeleton(self) -> onnx.ModelProto:
         """The model with each large constant of the main graph replaced by an input of its type and shape.
@@ -87,13 +89,13 @@ class Model:
             large.append(protos.value_info(constant))
             return None
 
-        exporter = protos.Exporter(split)
+        exporter = Exporter(split)
         proto = self._assemble(exporter)
         proto.graph.input.extend(large)
         proto.ir_version = max(proto.ir_version, 4)
         return proto
 
-    def _assemble(self, exporter: protos.Exporter) -> onnx.ModelProto:
+    def _assemble(self, exporter: Exporter) -> onnx.ModelProto:
         proto = protos.without(self.header)
         list_initializers = proto.ir_version < 4
         proto.graph.CopyFrom(exporter.graph(self.graph, list_initializers))
@@ -121,7 +123,7 @@ class Model:
         """Every constant once, in the order of first use."""
         found: dict[int, Constant] = {}
         for graph in self.graphs():
-            for constant in protos.constants_of(graph):
+            for constant in constants_of(graph):
                 found.setdefault(id(constant), constant)
         return list(found.values())
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 
-from onnxopt.graph.ir import Constant, Graph, Variable, toposort
+from onnxopt.graph.ir import Constant, Graph, Variable, constants_of, toposort
 from onnxopt.graph.model import Model
-from onnxopt.graph.proto import constants_of
 from onnxopt.graph.signature import TensorSpec, describe
 
 Boundary = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]

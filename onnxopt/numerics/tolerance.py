@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from onnxopt.graph.signature import Array
+import numpy.typing as npt
 
 # Relative to the largest magnitude of the reference. A float32 sum of n terms errs by about sqrt(n) * 6e-8, and a deep
 # net chains some hundred of those; float16 keeps 11 bits.
@@ -17,7 +16,7 @@ EXACT: dict[np.dtype[Any], float] = {
 }
 
 
-def deviation(reference: Array, candidate: Array) -> float:
+def deviation(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> float:
     """Largest difference over largest magnitude of the reference: 0 is equal, inf is another shape or a lost NaN."""
     if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
         return float("inf")

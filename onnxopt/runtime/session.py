@@ -66,10 +66,11 @@ class Session:
         if model.constant_bytes() < _EMBED_LIMIT:
             proto = _with_outputs(model.to_proto(), outputs)
             return ort.InferenceSession(proto.SerializeToString(), options, providers)
-        with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder, io.staged(model, Path(folder) / "model.onnx") as file:
-            proto = _with_outputs(onnx.load(file.path, load_external_data=False), outputs)
-            file.path.write_bytes(proto.SerializeToString())
-            return ort.InferenceSession(str(file.path), options, providers)
+        with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
+            path = Path(folder) / "model.onnx"
+            io.save(model, path)
+            path.write_bytes(_with_outputs(onnx.load(path, load_external_data=False), outputs).SerializeToString())
+            return ort.InferenceSession(str(path), options, providers)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """The watched tensors by name. Raises ExecutionError when the model fails on this feed."""
