@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from onnxopt.errors import ExternalDataError, ModelError, OutputError
 from onnxopt.graph import proto as protos
 from onnxopt.graph.ir import Constant
 from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
 from onnxopt.graph.stored import MappedFile, Stored, tensor_bytes
 
 MIN_OPSET = 7
@@ -58,6 +59,19 @@ class Staging:
     def __init__(self, folder: Path, target: Path) -> None:
         self.path = folder / target.name
         self.target = target
+
+    def annotate(self, remarks: Mapping[str, str]) -> None:
+        """Write remarks into the model's metadata."""
+        proto = onnx.load(self.path, load_external_data=False)
+        kept = [p for p in proto.metadata_props if p.key not in remarks]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        for key, value in remarks.items():
+            proto.metadata_props.add(key=key, value=value)
+        try:
+            self.path.write_bytes(proto.SerializeToString())
+        except OSError as error:
+            raise _unwritable(self.target, error) from error
 
     @property
     def files(self) -> list[Path]:
@@ -134,7 +148,7 @@ def _check_supported(model: Model, path: Path) -> None:
         raise ModelError(f"{path} uses opset {model.opset}; {MIN_OPSET} is the oldest supported: export it again")
     for constant in model.constants():
         if np.issubdtype(constant.dtype, np.floating) and constant.nbytes and _has_nan(constant):
-            raise ModelError(f"the weights '{constant.name}' in {path} contain NaN; the model cannot work, train it again")
+            raise ModelError(f"the weights '{constant.name}' in {path} contain NaN: such a model cannot work")
         if constant.nbytes > _CHUNK_BYTES:
             model.release()
     model.release()
@@ -150,14 +164,33 @@ def _has_nan(constant: Constant) -> bool:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Initializers and the values of Constant nodes, bodies included: what becomes a constant of the model."""
     yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t") and node.op_type == "Constant":
-                yield attribute.t
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for body in attribute.graphs:
-                yield from _tensors(body)
+    for node, attribute in _attributes(graph.node):
+        if node.op_type == "Constant" and attribute.HasField("t"):
+            yield attribute.t
+    for body in _bodies(graph.node):
+        yield from _tensors(body)
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Tensors in other attributes, which stay inside the message."""
+    nodes = list(nodes)
+    for node, attribute in _attributes(nodes):
+        if node.op_type != "Constant" and attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+    for body in _bodies(nodes):
+        yield from _attribute_tensors(body.node)
+
+
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[onnx.NodeProto, onnx.AttributeProto]]:
+    return ((node, attribute) for node in nodes for attribute in node.attribute)
+
+
+def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    for _, attribute in _attributes(nodes):
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
@@ -175,25 +208,40 @@ def _external(
     weights: dict[str, tuple[Stored, onnx.TensorProto]] = {}
     files: dict[Path, MappedFile] = {}
     for tensor in filter(_is_external, _tensors(proto.graph)):
-        entries = _entries(tensor)
-        path = _confined(tensor.name, entries.get("location", ""), folder, root)
-        size = path.stat().st_size
-        expected = tensor_bytes(tensor.data_type, tuple(tensor.dims))
-        offset, length = _number(tensor, entries, "offset", 0), _number(tensor, entries, "length", expected)
-        if length != expected or offset + length > size:
-            raise ExternalDataError(
-                f"tensor '{tensor.name}' needs {expected} bytes, but the model names {length} bytes at offset {offset} "
-                f"of {path.name}, which has {size}: the file is cut off or belongs to another model"
-            )
-        if path not in files and size:
-            files[path] = MappedFile(path)
-        raw = files[path].bytes[offset : offset + length] if length else np.zeros(0, np.uint8)
+        raw = _mapped(tensor, folder, root, files)
         described = protos.without(tensor, "external_data", "data_location")
         key = str(len(weights))
         weights[key] = (Stored(described, raw), described)
         del tensor.external_data[:]
         tensor.external_data.add(key="location", value=key)
+    inner = [node for function in proto.functions for node in function.node]
+    inner_tensors = (t for n, a in _attributes(inner) if n.op_type == "Constant" and a.HasField("t") for t in [a.t])
+    for tensor in filter(_is_external, (*_attribute_tensors([*proto.graph.node, *inner]), *inner_tensors)):
+        tensor.raw_data = _mapped(tensor, folder, root, files).tobytes()
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
     return weights, tuple(files.values())
+
+
+def _mapped(tensor: onnx.TensorProto, folder: Path, root: Path, files: dict[Path, MappedFile]) -> Array:
+    """The bytes of one tensor, viewed in its mapped file."""
+    entries = _entries(tensor)
+    path = _confined(tensor.name, entries.get("location", ""), folder, root)
+    size = path.stat().st_size
+    if any(d < 0 for d in tensor.dims):
+        raise ExternalDataError(f"tensor '{tensor.name}' has the shape {list(tensor.dims)}; export the model again")
+    expected = tensor_bytes(tensor.data_type, tuple(tensor.dims))
+    offset, length = _number(tensor, entries, "offset", 0), _number(tensor, entries, "length", expected)
+    if length != expected or offset + length > size:
+        raise ExternalDataError(
+            f"tensor '{tensor.name}' needs {expected} bytes, but the model names {length} bytes at offset {offset} "
+            f"of {path.name}, which has {size}: the file is cut off or belongs to another model"
+        )
+    if not length:
+        return np.zeros(0, np.uint8)
+    if path not in files:
+        files[path] = MappedFile(path)
+    return files[path].bytes[offset : offset + length]
 
 
 def _number(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default: int) -> int:
