@@ -78,12 +78,18 @@ class Context:
             yield session.run(feed)
 
     def shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the main graph as one sample makes it."""
-        constants = {c.name: tuple(c.shape) for c in model.constants()}
-        names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in constants]
-        session = Session(model, outputs=[*names, *(t.name for t in model.graph.inputs)], optimize=False)
-        values = session.run(next(iter(self.dataset.batches(1, stop=1))))
-        return constants | {name: np.shape(value) for name, value in values.items()}
+        """The shape of every tensor of the main graph as one sample makes it: inferred where possible, else by a run."""
+        feed = next(iter(self.dataset.batches(1, stop=1)))
+        known = {
+            name: tuple(d for d in shape if isinstance(d, int))
+            for name, shape in shapes.infer(model, feed).items()
+            if all(isinstance(d, int) for d in shape)
+        }
+        names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in known]
+        if names:
+            values = Session(model, outputs=names, optimize=False).run(feed)
+            known |= {name: np.shape(value) for name, value in values.items()}
+        return known
 
     def free_axes(self, model: Model) -> dict[str, tuple[bool, ...]]:
         """For every tensor whose rank is known without running: which of its axes have no fixed size."""

@@ -5,15 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnxopt.core import spec
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Pass, PassResult
 from onnxopt.core.reference import Reference
+from onnxopt.data.cache import Cache
+from onnxopt.data.dataset import Dataset, open_dataset
 from onnxopt.errors import OnnxOptError, PassError, SpecError
 from onnxopt.graph.model import Model
 from onnxopt.graph.verify import boundary, faults
-from onnxopt.report.report import StepReport
+from onnxopt.graph.vocabulary import index_bounds
+from onnxopt.progress import Track, silent
+from onnxopt.report.report import Report, StepReport
+from onnxopt.runtime.machine import machine, versions
+from onnxopt.runtime.target import NATIVE, Target
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,30 @@ class PassManager:
         self.plan = plan(passes, keep_order=keep_order, stop_after=stop_after)
         self._check_each = check_each
 
-    def run(self, model: Model, context: Context) -> tuple[StepReport, ...]:
-        """Change the model in place, pass by pass; one StepReport each.
+    def run(
+        self,
+        model: Model,
+        dataset: Dataset | str | Path | None = None,
+        *,
+        target: Target = NATIVE,
+        threads: int = 1,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        track: Track = silent,
+    ) -> Report:
+        """Change the model in place, pass by pass; the report has one step for each.
 
-        Raises PassError when a pass left a graph that is not whole, or an exact pass changed results.
+        ``dataset`` calibrates: a Dataset, or whatever ``open_dataset`` takes (None: synthetic). ``cache`` is a folder
+        in which calibration is kept. Raises PassError when a pass left a graph that is not whole, or an exact pass
+        changed results.
         """
-        return tuple(self._step(step, model, context) for step in context.track(self.plan.steps, "passes"))
+        if not isinstance(dataset, Dataset):
+            dataset = open_dataset(dataset, model.inputs, seed=seed, bounds=index_bounds(model))
+        context = Context(
+            model.clone(), dataset, target=target, seed=seed, track=track, threads=threads, cache=Cache.of(cache)
+        )
+        steps = tuple(self._step(step, model, context) for step in self.plan.steps)
+        return Report(versions(), machine(), steps, (*self.plan.notes, *dataset.notes))
 
     def _step(self, step: Pass, model: Model, context: Context) -> StepReport:
         expected = boundary(model)

@@ -53,6 +53,14 @@ def save(model: Model, path: str | Path) -> None:
         staging.commit()
 
 
+def check_writable(path: Path) -> None:
+    """Raise OutputError if nothing can be written beside ``path``."""
+    try:
+        Path(tempfile.mkdtemp(prefix=".onnxopt-", dir=path.parent)).rmdir()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 class Staging:
     """A written model that is not at its place yet: ``path`` can be run and judged, ``commit`` moves it."""
 

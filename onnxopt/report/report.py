@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 SCHEMA = "onnxopt-report-1"
+
+Verdict: TypeAlias = Literal["accepted", "rejected", "forced", "not validated", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,4 @@ class Report:
     output: FileInfo | None = None
     validation: tuple[Validation, ...] = ()
     gates: tuple[GateResult, ...] = ()
-    verdict: Literal["accepted", "rejected", "forced", "not validated", "not judged"] = "not judged"
+    verdict: Verdict = "not judged"

@@ -1,0 +1,57 @@
+"""The group of commands, and how any of them ends.
+
+Exit codes: 0 good, 1 a gate failed or a pass broke the model (nothing saved), 2 wrong usage or bad input,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from onnxopt import __version__
+from onnxopt.cli.inspect import inspect
+from onnxopt.cli.optimize import optimize
+from onnxopt.cli.passes import passes
+from onnxopt.cli.validate import validate
+from onnxopt.errors import OnnxOptError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, package_name="onnxopt")
+def commands() -> None:
+    """Make an ONNX model smaller and faster without breaking it, and prove it.
+
+    \b
+    onnxopt optimize model.onnx --passes quant,prune --data calib.npz
+    onnxopt validate model.onnx model.opt.onnx --data test.npz
+    onnxopt inspect model.onnx
+    onnxopt passes
+    """
+
+
+for command in (optimize, validate, inspect, passes):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code; a user's mistake is one line on stderr."""
+    try:
+        code = commands.main(standalone_mode=False)
+    except OnnxOptError as error:
+        _complain(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted: nothing was written", 130)
+    except MemoryError:
+        _complain("out of memory: use fewer --samples, or a machine with more", 2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> None:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)

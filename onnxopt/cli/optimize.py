@@ -1,0 +1,107 @@
+"""onnxopt optimize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxopt.cli.options import FILE, data_options, gate_options, run_options
+from onnxopt.cli.output import Output
+
+
+@click.command(epilog="Exit codes: 0 saved, 1 a gate failed and nothing was saved, 2 wrong usage or bad input.")
+@click.argument("model", type=FILE)
+@click.option("--passes", "-p", "spec", metavar="SPEC", help="Such as prune:ratio=0.3,quant:calibration=percentile.")
+@click.option("--recipe", type=FILE, metavar="FILE.toml", help="Passes from a file instead.")
+@click.option("--output", "-o", type=FILE, help="Where to save.  [default: MODEL.opt.onnx beside the input]")
+@click.option("--in-place", is_flag=True, help="Replace the input.")
+@click.option("--test-data", metavar="SOURCE", help="Feeds to judge on.  [default: a quarter of --data, held back]")
+@data_options
+@gate_options
+@click.option("--force", is_flag=True, help="Save even if a gate fails.")
+@click.option("--no-validate", is_flag=True, help="Do not compare with the original; the report says so.")
+@click.option("--keep-order", is_flag=True, help="Run the passes in the order given.")
+@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N steps.")
+@click.option("--check-each", is_flag=True, help="Compare the model before and after each pass.")
+@click.option("--cache", type=FILE, metavar="DIR", help="Keep calibration there; an interrupted run continues.")
+@run_options
+def optimize(
+    model: Path,
+    spec: str | None,
+    recipe: Path | None,
+    output: Path | None,
+    in_place: bool,
+    test_data: str | None,
+    data: str | None,
+    preprocess: str | None,
+    samples: int | None,
+    seed: int,
+    max_drop: float | None,
+    min_agreement: float | None,
+    min_sqnr: float | None,
+    min_speedup: float | None,
+    max_size: int | None,
+    force: bool,
+    no_validate: bool,
+    keep_order: bool,
+    stop_after: int | None,
+    check_each: bool,
+    cache: Path | None,
+    threads: int,
+    batch: int,
+    report: Path | None,
+    quiet: bool,
+    verbose: bool,
+    log_file: Path | None,
+    allow_external_root: Path | None,
+) -> int:
+    """Apply passes to MODEL, compare the result with it, and save what holds.
+
+    \b
+    onnxopt optimize model.onnx --passes quant --data calib.npz
+    onnxopt optimize model.onnx --passes prune:ratio=0.3,quant --data photos/ --preprocess imagenet
+    onnxopt optimize model.onnx --recipe edge.toml --max-drop 1% --min-speedup 1.5 -o edge.onnx
+    """
+    from onnxopt.check.gates import Gates
+    from onnxopt.core.spec import parse, read_recipe
+    from onnxopt.optimize import DataOptions, RunOptions, default_output
+    from onnxopt.optimize import optimize as run
+    from onnxopt.report.json import write_json
+    from onnxopt.report.text import render
+
+    if (spec is None) == (recipe is None):
+        raise click.UsageError("name the passes with --passes or --recipe (onnxopt passes lists them)")
+    passes = parse(spec) if spec is not None else read_recipe(recipe or "")
+    target = output or (model if in_place else default_output(model))
+    with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
+        result = run(
+            model,
+            target,
+            passes,
+            data=DataOptions(data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed),
+            gates=Gates().having(
+                max_drop=max_drop,
+                min_agreement=min_agreement,
+                min_sqnr=min_sqnr,
+                min_speedup=min_speedup,
+                max_size=max_size,
+            ),
+            options=RunOptions(
+                keep_order=keep_order,
+                stop_after=stop_after,
+                check_each=check_each,
+                validate=not no_validate,
+                force=force,
+                in_place=in_place,
+                threads=threads,
+                batch=batch,
+                cache=cache,
+                external_root=allow_external_root,
+            ),
+            track=out.track,
+        )
+        if report is not None:
+            write_json(result, report)
+        out.show(render(result, verbose=verbose))
+    return 1 if result.verdict == "rejected" else 0

@@ -1,0 +1,86 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxopt.check.limits import parse_share, parse_size
+from onnxopt.errors import SpecError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+class Share(click.ParamType):
+    """``97%`` or ``0.97``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The share as a number."""
+        try:
+            return value if isinstance(value, float) else parse_share(value)
+        except (ValueError, SpecError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType):
+    """``1.5MB``, ``800kB`` or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The size in bytes."""
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except (ValueError, SpecError) as error:
+            self.fail(str(error), param, ctx)
+
+
+def data_options(command: F) -> F:
+    """--data, --preprocess, --samples, --seed"""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Seed of all chance: sampling, synthetic data."),
+        click.option("--samples", type=click.IntRange(1), help="Use at most so many samples, spread over the data."),
+        click.option("--preprocess", metavar="PRESET|FILE.toml", help="How images become feeds: imagenet, unit, ..."),
+        click.option(
+            "--data",
+            metavar="SOURCE",
+            help="An .npz or .npy, a folder of these or of images, module:function, or 'synthetic' (the default).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def gate_options(command: F) -> F:
+    """The gates that a result must pass."""
+    for option in (
+        click.option("--max-size", type=Size(), help="Largest file, such as 1.5MB."),
+        click.option("--min-speedup", type=float, help="Least speed over the original, such as 1.5."),
+        click.option("--min-sqnr", type=float, metavar="DB", help="Least signal to noise of the outputs, in dB."),
+        click.option("--min-agreement", type=Share(), help="Least share of equal top-1 answers, such as 97%."),
+        click.option("--max-drop", type=Share(), help="Most accuracy that may be lost, such as 1% (needs labels)."),
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: F) -> F:
+    """--threads, --batch, --report, --quiet, --verbose, --log-file, --allow-external-root"""
+    for option in (
+        click.option("--allow-external-root", type=FILE, metavar="DIR", help="Where external data may lie as well."),
+        click.option("--log-file", type=FILE, help="Write progress and result there too."),
+        click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason."),
+        click.option("--quiet", "-q", is_flag=True, help="No output but errors; the exit code tells."),
+        click.option("--report", type=FILE, metavar="FILE.json", help="Write the report as JSON."),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size that is timed."),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per session."),
+    ):
+        command = option(command)
+    return command

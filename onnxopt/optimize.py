@@ -1,0 +1,215 @@
+"""The whole job: load, run the passes, judge the result against the original, and save it if it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxopt import __version__
+from onnxopt.check.gates import Gates, evaluate
+from onnxopt.check.validate import validate as compare
+from onnxopt.core import spec
+from onnxopt.core.context import Context
+from onnxopt.core.manager import PassManager
+from onnxopt.core.pass_ import Pass
+from onnxopt.data.dataset import Dataset, open_dataset
+from onnxopt.errors import ModelError, OutputError
+from onnxopt.graph import io
+from onnxopt.graph.cost import cost
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import describe
+from onnxopt.graph.vocabulary import index_bounds
+from onnxopt.progress import Track, silent
+from onnxopt.report.report import FileInfo, Report, Verdict
+from onnxopt.runtime.machine import machine, versions
+from onnxopt.runtime.target import NATIVE, Target
+
+# Keys of the remarks that a saved model carries.
+REMARK = "onnxopt."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where feeds come from. ``data`` calibrates; ``test_data`` judges, or else a quarter of ``data`` held back.
+
+    ``samples`` caps each of the two; ``held_out`` is the share of ``data`` that judges when there is no ``test_data``.
+    """
+
+    data: str | Path | None = None
+    test_data: str | Path | None = None
+    preprocess: str | Path | None = None
+    samples: int | None = None
+    seed: int = 0
+    held_out: float = 0.25
+
+    def open(self, model: Model) -> tuple[Dataset, Dataset]:
+        """(calibration, test)"""
+        calibration = self.open_one(self.data, model)
+        if self.test_data is not None:
+            return calibration, self.open_one(self.test_data, model)
+        return calibration.split(self.held_out)
+
+    def open_one(self, source: str | Path | None, model: Model) -> Dataset:
+        """The samples of one source, as the model takes them."""
+        return open_dataset(
+            source,
+            model.inputs,
+            preprocess=self.preprocess,
+            samples=self.samples,
+            seed=self.seed,
+            bounds=index_bounds(model),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the passes run and the result is judged. ``batch`` is the one that latency is measured at."""
+
+    keep_order: bool = False
+    stop_after: int | None = None
+    check_each: bool = False
+    validate: bool = True
+    force: bool = False
+    in_place: bool = False
+    threads: int = 1
+    batch: int = 1
+    target: Target = NATIVE
+    cache: Path | None = None
+    external_root: Path | None = None
+
+
+def optimize(
+    source: str | Path,
+    output: str | Path,
+    passes: Sequence[Pass],
+    *,
+    data: DataOptions = DataOptions(),  # noqa: B008  # frozen
+    gates: Gates = Gates(),  # noqa: B008  # frozen
+    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
+    track: Track = silent,
+) -> Report:
+    """Apply passes to the model in ``source`` and save the result as ``output`` if every gate holds.
+
+    The verdict of the report says what happened: ``accepted`` and ``forced`` and ``not validated`` were saved,
+    ``rejected`` was not. Raises OnnxOptError for whatever is wrong with the arguments or the files.
+    """
+    source, output = Path(source), Path(output)
+    manager = PassManager(
+        passes, keep_order=options.keep_order, stop_after=options.stop_after, check_each=options.check_each
+    )
+    _check_place(source, output, options.in_place)
+    model = io.load(source, options.external_root)
+    original = model.clone()
+    calibration, test = data.open(model)
+    report = manager.run(
+        model,
+        calibration,
+        target=options.target,
+        threads=options.threads,
+        seed=data.seed,
+        cache=options.cache,
+        track=track,
+    )
+    size_bytes = sum(p.stat().st_size for p in io.files_of(source))
+    report = replace(
+        report,
+        notes=tuple(dict.fromkeys((*report.notes, *test.notes))),
+        input=_file_info(original, source, size_bytes, test),
+        verdict="not validated",
+    )
+    with io.staged(model, output) as staging:
+        if options.validate:
+            report = _judged(report, original, staging.path, test, (size_bytes, staging.size_bytes), gates, options, track)
+        else:
+            report = replace(report, notes=(*report.notes, "not validated: nothing is known of its accuracy or speed"))
+        if report.verdict == "rejected":
+            return report
+        staging.annotate(_remarks(report, manager.plan.steps))
+        info = _file_info(model, staging.path, staging.size_bytes, test)
+        staging.commit()
+    return replace(report, output=replace(info, path=str(output)))
+
+
+def judge(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    data: DataOptions = DataOptions(),  # noqa: B008  # frozen
+    gates: Gates = Gates(),  # noqa: B008  # frozen
+    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
+    track: Track = silent,
+) -> Report:
+    """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``."""
+    files = Path(reference), Path(candidate)
+    original, other = (io.load(f, options.external_root) for f in files)
+    if (original.inputs, len(original.outputs)) != (other.inputs, len(other.outputs)):
+        raise ModelError(f"{candidate} takes {describe(other.inputs)}, but {reference} takes {describe(original.inputs)}")
+    test = data.open_one(data.data, original)
+    sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
+    infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
+    report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1])
+    return _judged(report, original, files[1], test, (sizes[0], sizes[1]), gates, options, track)
+
+
+def _judged(
+    report: Report,
+    original: Model,
+    candidate: Path,
+    test: Dataset,
+    sizes: tuple[int, int],
+    gates: Gates,
+    options: RunOptions,
+    track: Track,
+) -> Report:
+    """The report with a validation, what the gates say of it, and the verdict."""
+    validation = compare(
+        original, candidate, test, threads=options.threads, batch=options.batch, target=options.target, track=track
+    )
+    results = evaluate(gates, validation, *sizes)
+    holds = all(gate.holds is not False for gate in results)
+    verdict: Verdict = "accepted" if holds else "forced" if options.force else "rejected"
+    return replace(report, validation=(validation,), gates=results, verdict=verdict)
+
+
+def default_output(source: str | Path) -> Path:
+    """``model.onnx`` -> ``model.opt.onnx`` beside it."""
+    source = Path(source)
+    return source.with_name(f"{source.stem}.opt.onnx")
+
+
+def _check_place(source: Path, output: Path, in_place: bool) -> None:
+    """Fail before the work is done, not after it."""
+    if output.exists() and source.exists() and output.samefile(source) and not in_place:
+        raise OutputError(f"{output} is the input: name another file with -o, or say --in-place")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: name a file in it with -o")
+    io.check_writable(output)
+
+
+def _file_info(model: Model, path: Path, size_bytes: int, dataset: Dataset) -> FileInfo:
+    total = cost(model, Context(model, dataset).shapes(model)).total
+    return FileInfo(str(path), io.sha256(path), size_bytes, total.parameters, total.macs)
+
+
+def _remarks(report: Report, steps: Sequence[Pass]) -> dict[str, str]:
+    """What a saved model says of itself."""
+    assert report.input is not None
+    remarks = {
+        "version": __version__,
+        "recipe": spec.spell(steps),
+        "input_sha256": report.input.sha256,
+        "verdict": report.verdict,
+        "onnxruntime": report.versions["onnxruntime"],
+    }
+    for validation in report.validation:
+        figures = {
+            "samples": validation.samples,
+            "sqnr_db": round(validation.sqnr_db, 2) if abs(validation.sqnr_db) < 1e6 else str(validation.sqnr_db),
+            "agreement": validation.agreement,
+            "accuracy": validation.accuracy,
+            "speedup": round(validation.speedup, 2),
+        }
+        remarks[f"validation.{validation.target}"] = json.dumps(figures)
+    return {REMARK + key: value for key, value in remarks.items()}
