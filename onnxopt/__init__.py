@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from onnxopt.errors import OnnxOptError
     from onnxopt.graph.io import load, save
     from onnxopt.graph.model import Model
-    from onnxopt.optimize import DataOptions, RunOptions, judge, optimize
+    from onnxopt.job import DataOptions, RunOptions, judge, optimize
     from onnxopt.report.report import Report
 
 __version__ = "0.1.0"
 
 # Loaded when first asked for: ONNX Runtime takes its time, and the list of passes needs none of it.
 _HOME = {
-    "DataOptions": "onnxopt.optimize",
+    "DataOptions": "onnxopt.job",
     "Dataset": "onnxopt.data.dataset",
     "Gates": "onnxopt.check.gates",
     "Model": "onnxopt.graph.model",
@@ -41,12 +41,12 @@ _HOME = {
     "PassResult": "onnxopt.core.pass_",
     "Report": "onnxopt.report.report",
     "RewritePass": "onnxopt.core.rewrite",
-    "RunOptions": "onnxopt.optimize",
+    "RunOptions": "onnxopt.job",
     "Skip": "onnxopt.core.pass_",
-    "judge": "onnxopt.optimize",
+    "judge": "onnxopt.job",
     "load": "onnxopt.graph.io",
     "open_dataset": "onnxopt.data.dataset",
-    "optimize": "onnxopt.optimize",
+    "optimize": "onnxopt.job",
     "option": "onnxopt.core.pass_",
     "save": "onnxopt.graph.io",
 }

@@ -1,4 +1,4 @@
-"""onnxopt optimize"""
+"""onnxopt.job"""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def optimize(
     """
     from onnxopt.check.gates import Gates
     from onnxopt.core.spec import parse, read_recipe
-    from onnxopt.optimize import DataOptions, RunOptions, default_output
-    from onnxopt.optimize import optimize as run
+    from onnxopt.job import DataOptions, RunOptions, default_output
+    from onnxopt.job import optimize as run
     from onnxopt.report.json import write_json
     from onnxopt.report.text import render
 

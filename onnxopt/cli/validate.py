@@ -42,7 +42,7 @@ def validate(
     onnxopt validate model.onnx model.opt.onnx --data test.npz --min-agreement 97%
     """
     from onnxopt.check.gates import Gates
-    from onnxopt.optimize import DataOptions, RunOptions, judge
+    from onnxopt.job import DataOptions, RunOptions, judge
     from onnxopt.report.json import write_json
     from onnxopt.report.text import render
 

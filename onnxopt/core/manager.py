@@ -107,9 +107,7 @@ class PassManager:
         figures = dict(result.figures)
         if before is not None:
             figures["check"] = before.compare(model, str(step), step.exact)
-        return StepReport(
-            str(step), seconds, result.changed, tuple((s.node, s.why) for s in result.skips), figures
-        )
+        return StepReport(str(step), seconds, result.changed, tuple((s.node, s.why) for s in result.skips), figures)
 
 
 def _guarded(step: Pass, model: Model, context: Context) -> PassResult:

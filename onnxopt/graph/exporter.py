@@ -47,7 +47,8 @@ class Exporter:
         result.value_info.extend(i for i in infos if i.type.WhichOneof("value"))
         if graph.origin is not None:
             origin = graph.origin
-            result.doc_string = origin.doc_string
+            if origin.HasField("doc_string"):
+                result.doc_string = origin.doc_string
             result.metadata_props.extend(origin.metadata_props)
             known = {*made, *boundary, *(c.name for c in self._homes.get(id(graph), []))}
             result.value_info.extend(

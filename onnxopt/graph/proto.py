@@ -74,7 +74,8 @@ def embed(constant: Constant) -> onnx.TensorProto:
 def keep_remarks(tensor: onnx.TensorProto, constant: Constant) -> None:
     """Give a new TensorProto the doc string and metadata of the one that the constant came from."""
     if isinstance(constant.origin, onnx.TensorProto):
-        tensor.doc_string = constant.origin.doc_string
+        if constant.origin.HasField("doc_string"):
+            tensor.doc_string = constant.origin.doc_string
         tensor.metadata_props.extend(constant.origin.metadata_props)
 
 

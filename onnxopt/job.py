@@ -121,7 +121,9 @@ def optimize(
     )
     with io.staged(model, output) as staging:
         if options.validate:
-            report = _judged(report, original, staging.path, test, (size_bytes, staging.size_bytes), gates, options, track)
+            report = _judged(
+                report, original, staging.path, test, (size_bytes, staging.size_bytes), gates, options, track
+            )
         else:
             report = replace(report, notes=(*report.notes, "not validated: nothing is known of its accuracy or speed"))
         if report.verdict == "rejected":
@@ -145,7 +147,9 @@ def judge(
     files = Path(reference), Path(candidate)
     original, other = (io.load(f, options.external_root) for f in files)
     if (original.inputs, len(original.outputs)) != (other.inputs, len(other.outputs)):
-        raise ModelError(f"{candidate} takes {describe(other.inputs)}, but {reference} takes {describe(original.inputs)}")
+        raise ModelError(
+            f"{candidate} takes {describe(other.inputs)}, but {reference} takes {describe(original.inputs)}"
+        )
     test = data.open_one(data.data, original)
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
