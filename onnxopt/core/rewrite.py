@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from onnxopt.core.pass_ import Pass, PassResult, Skip
+from onnxopt.graph import shapes
 from onnxopt.graph.ir import Scope
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ class RewritePass(Pass, Generic[M]):
         while True:
             skips: list[Skip] = []
             before = changed
+            infer = cache(partial(shapes.specs, model))
             nodes = sum(len(g.nodes) for g in model.graphs())
             for graph in list(model.graphs()):
-                scope = Scope(graph)
+                scope = Scope(graph, infer)
                 for node in context.track(list(graph.nodes), self.name, nodes if graph is model.graph else None):
                     if not scope.holds(node) or (node.outputs and not any(_used(t, scope) for t in node.outputs)):
                         continue

@@ -9,14 +9,14 @@ place for (doc strings, metadata, attribute types).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxopt.graph.signature import Array, Dim
+from onnxopt.graph.signature import Array, Dim, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,10 +130,14 @@ class Graph(gs.Graph):  # type: ignore[misc]  # graphsurgeon is untyped
 
 
 class Scope:
-    """What belongs to one graph, looked up in constant time. Made afresh after a change."""
+    """What belongs to one graph, looked up in constant time. Made afresh after a change.
 
-    def __init__(self, graph: Graph) -> None:
+    ``infer`` is called when a tensor's type or shape is first asked for.
+    """
+
+    def __init__(self, graph: Graph, infer: Callable[[], Mapping[str, TensorSpec]] = dict) -> None:
         self.graph = graph
+        self._infer = infer
         self._nodes = {id(n) for n in graph.nodes}
         self._outputs = {id(t) for t in graph.outputs}
 
@@ -148,6 +152,14 @@ class Scope:
     def used_once(self, tensor: Tensor) -> bool:
         """Is one input of one node of this graph all that reads the tensor? A capture by a body is a use."""
         return len(tensor.outputs) == 1 and self.holds(tensor.outputs[0]) and not self.is_output(tensor)
+
+    def spec(self, tensor: Tensor) -> TensorSpec:
+        """Type and shape, as far as they are known without running; ``object`` and None where they are not."""
+        known = self._infer() if not is_constant(tensor) else {}
+        if tensor.name in known:
+            return known[tensor.name]
+        shape = None if tensor.shape is None else tuple(tensor.shape)
+        return TensorSpec(tensor.name, np.dtype(object if tensor.dtype is None else tensor.dtype), shape)
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node of this graph that makes the tensor; None for inputs, constants and captured tensors."""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 
 from onnxopt.graph.model import Model
-from onnxopt.graph.signature import Dim, Feed
+from onnxopt.graph.signature import Dim, Feed, TensorSpec
 
 Shapes = dict[str, tuple[Dim, ...]]
 
 
 def infer(model: Model, feed: Feed | None = None) -> Shapes:
-    """Shapes of tensors by name, as ONNX's own inference finds them; a free dimension is a name or None.
+    """Shapes of tensors by name; tensors whose rank is not known are missing. See ``specs``."""
+    found = {name: spec.shape for name, spec in specs(model, feed).items() if spec.shape is not None}
+    return found | {c.name: tuple(c.shape) for c in model.constants()}
 
-    With a ``feed``, the shapes that it leads to. Tensors that inference says nothing of are missing: running the model
-    on one sample tells the rest.
+
+def specs(model: Model, feed: Feed | None = None) -> dict[str, TensorSpec]:
+    """Types and shapes of tensors, bodies included, as ONNX's own inference finds them.
+
+    A free dimension is a name or None. With a ``feed``, the shapes that it leads to. Tensors that inference says nothing
+    of are missing: running the model on one sample tells the rest.
     """
     skeleton = model.skeleton()
     if feed is not None:
@@ -23,16 +31,29 @@ def infer(model: Model, feed: Feed | None = None) -> Shapes:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception:  # inference is a help only: operators unknown to it, or shapes that contradict the file's own
         inferred = skeleton
-    found: Shapes = {}
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        tensor = value.type.tensor_type
-        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
-            found[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-            )
-    for constant in model.constants():
-        found[constant.name] = tuple(constant.shape)
-    return found
+    return {
+        value.name: _spec(value)
+        for graph in _graphs(inferred.graph)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
+    }
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, None)
+    dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, tuple(dims))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(body)
 
 
 def _fix(graph: onnx.GraphProto, feed: Feed) -> None:
