@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx
 
 
 def _reason(error: Exception) -> str:
-    """The telling part of ONNX Runtime's message, in one line."""
+    """The telling part of ONNX Runtime's message, in one line: without error codes and places in its source."""
     text = " ".join(str(error).split())
-    return text.split(" : ", 3)[-1][:300] if text.startswith("[ONNXRuntimeError]") else text[:300]
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return re.sub(r"^/\S+:\d+ .*?\) ", "", text)[:300]

@@ -69,7 +69,7 @@ def test_an_opset_that_is_too_old(tmp_path) -> None:
 
 def test_nan_in_the_weights(tmp_path) -> None:
     onnx.save(proto(np.array([1, np.nan, 2], np.float32)), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="weights 'w' .* contain NaN"):
+    with pytest.raises(ModelError, match=r"weights 'w' .* contain NaN"):
         load(tmp_path / "m.onnx")
 
 
@@ -204,7 +204,7 @@ def test_saving_replaces_whole_files_only(tmp_path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path) -> None:
     onnx.save(proto(), tmp_path / "m.onnx")
-    with pytest.raises(OutputError, match="cannot write .*No such file or directory"):
+    with pytest.raises(OutputError, match=r"cannot write .*No such file or directory"):
         save(load(tmp_path / "m.onnx"), tmp_path / "no" / "out.onnx")
 
 
