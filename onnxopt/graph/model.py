@@ -204,7 +204,7 @@ class Model:
         try:
             converted = onnx.version_converter.convert_version(skeleton, opset)
         except Exception as error:  # the converter raises RuntimeError, ConvertError and bare C++ exceptions
-            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+            reason = str(error).strip().splitlines()[-1][-200:] if str(error).strip() else type(error).__name__
             raise ModelError(f"cannot convert the model from opset {before} to {opset}: {reason}") from error
         for value in [v for v in converted.graph.input if v.name not in own_inputs]:
             converted.graph.input.remove(value)
