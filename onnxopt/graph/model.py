@@ -90,15 +90,14 @@ class Model:
             return None
 
         exporter = Exporter(split)
-        proto = self._assemble(exporter)
+        proto = self._assemble(exporter, list_initializers=False)
         proto.graph.input.extend(large)
         proto.ir_version = max(proto.ir_version, 4)
         return proto
 
-    def _assemble(self, exporter: Exporter) -> onnx.ModelProto:
+    def _assemble(self, exporter: Exporter, list_initializers: bool = True) -> onnx.ModelProto:
         proto = protos.without(self.header)
-        list_initializers = proto.ir_version < 4
-        proto.graph.CopyFrom(exporter.graph(self.graph, list_initializers))
+        proto.graph.CopyFrom(exporter.graph(self.graph, list_initializers and proto.ir_version < 4))
         return proto
 
     def clone(self) -> Model:

@@ -1,0 +1,52 @@
+"""What the documents say is true."""
+
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import onnx
+
+from onnxopt.core.context import Context
+from onnxopt.data.dataset import open_dataset
+from onnxopt.graph.model import Model
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_pass_of_the_contributing_guide_works(tmp_path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (tmp_path / "drop_relu.py").write_text(code)
+    spec = spec_from_file_location("drop_relu", tmp_path / "drop_relu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["drop_relu"] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        model = Model.from_proto(
+            onnx.parser.parse_model(
+                '<ir_version: 8, opset_import: ["" : 17]> '
+                "g (float[2] x) => (float[2] y) { a = Relu(x) b = Relu(a) c = Abs(b) d = Relu(c) y = Relu(d) }"
+            )
+        )
+        result = module.DropRelu().run(model, Context(model.clone(), open_dataset(None, model.inputs)))
+    finally:
+        del sys.modules["drop_relu"]
+    assert result.changed == 1
+    assert [n.op for n in model.graph.nodes] == ["Relu", "Abs", "Relu", "Relu"]
+    assert [s.why for s in result.skips] == ["its output is an output of the graph, whose name must stay"]
+
+
+def test_commands_of_the_readme_exist() -> None:
+    from onnxopt.cli.main import commands
+
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"^\s*(?:\S*/)?onnxopt ([a-z]+)", text, re.MULTILINE))
+    assert used
+    assert used <= set(commands.commands)
+
+
+def test_the_table_of_rooms_matches_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"^\| `onnxopt/([a-z]+)`", text, re.MULTILINE))
+    assert named == {p.parent.name for p in (ROOT / "onnxopt").glob("*/__init__.py")} - {"passes"}
