@@ -1,7 +1,7 @@
 """Linear least squares from second moments that are gathered as a stream.
 
-For rows x (inputs) and t (targets) the best ``t ~ weight @ x + bias`` depends on the data only through sums of products,
-so memory is set by the widths and not by the number of rows, and parts gathered apart add up.
+For rows x (inputs) and t (targets) the best ``t ~ weight @ x + bias`` depends on the data only through sums of
+products, so memory is set by the widths and not by the number of rows, and parts gathered apart add up.
 """
 
 from __future__ import annotations

@@ -58,13 +58,12 @@ def factorize(w: npt.NDArray[Any], rank: int, second_moment: Floats | None = Non
 def _truncated_svd(a: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
     if min(a.shape) >= _LARGE and rank * 4 <= min(a.shape):
         # Halko, Martinsson and Tropp, 2011: subspace iteration, orthonormal after each product.
-        q = np.random.default_rng(0).standard_normal((a.shape[1], rank + 16))
+        q: npt.NDArray[Any] = np.random.default_rng(0).standard_normal((a.shape[1], rank + 16))
         for _ in range(5):
             q = scipy.linalg.qr(a.T @ scipy.linalg.qr(a @ q, mode="economic")[0], mode="economic")[0]
-        u, s, vt = scipy.linalg.svd(a @ q, full_matrices=False)
-        vt = vt @ q.T
-    else:
-        u, s, vt = scipy.linalg.svd(a, full_matrices=False)
+        u, s, small = scipy.linalg.svd(a @ q, full_matrices=False)
+        return u[:, :rank], s[:rank], small[:rank] @ q.T
+    u, s, vt = scipy.linalg.svd(a, full_matrices=False)
     return u[:, :rank], s[:rank], vt[:rank]
 
 

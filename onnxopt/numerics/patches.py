@@ -1,7 +1,7 @@
 """The rows that a convolution multiplies with its weights (im2col), at all or at some of the output's positions.
 
-``Conv(x)[n, :, p] = weight.reshape(out_channels, -1) @ patch(n, p) + bias`` for one group; with groups, rows of ``patches``
-reshaped to (n, groups, -1) meet the weights reshaped to (groups, out_channels / groups, -1). One, two or three spatial
+``Conv(x)[n, :, p] = weight.reshape(out_channels, -1) @ patch(n, p) + bias`` for one group. With groups, the rows
+reshaped to (n, groups, -1) meet the weights reshaped to (groups, out_channels / groups, -1). Any number of spatial
 dimensions; pads as ONNX writes them, all the begins and then all the ends.
 """
 
@@ -33,7 +33,8 @@ def same_pads(
 ) -> tuple[int, ...]:
     """The pads that ``auto_pad`` SAME_UPPER (or SAME_LOWER) stands for: output = ceil(input / stride)."""
     totals = [
-        max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n) for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
+        max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
     ]
     small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return tuple(small + large if upper else large + small)
@@ -56,7 +57,7 @@ def patches(
 ) -> npt.NDArray[T]:
     """Input patches as rows: (len(positions), channels * prod(kernel)), channel first, as in Conv's weight.
 
-    ``x`` is (batch, channels, *spatial). ``positions`` index the flattened (batch, *output spatial) grid; None takes all.
+    ``x`` is (batch, channels, *spatial). ``positions`` index the flattened (batch, *output spatial) grid; None: all.
     """
     rank = x.ndim - 2
     size = output_size(x.shape[2:], kernel, strides, pads, dilations)
@@ -80,7 +81,7 @@ def patches(
 
 
 def rows_at(y: npt.NDArray[Any], positions: Positions | None = None) -> npt.NDArray[Any]:
-    """The output's channel vectors at ``positions``: ``y`` (batch, channels, *spatial) -> (len(positions), channels)."""
+    """The channel vectors of ``y`` (batch, channels, *spatial) at ``positions``: (len(positions), channels)."""
     channels_last = np.moveaxis(y, 1, -1)
     grid = channels_last.shape[:-1]
     index = np.unravel_index(np.arange(np.prod(grid)) if positions is None else positions, grid)

@@ -56,7 +56,7 @@ INT32 = QuantType(32, signed=True)
 
 
 class QParams(NamedTuple):
-    """``scale`` float32 and ``zero_point`` (of the integer type), of one shape: () per tensor, (channels,) per channel."""
+    """``scale`` float32 and integer ``zero_point``, of one shape: () per tensor, (channels,) per channel."""
 
     scale: Array
     zero_point: Array
@@ -73,11 +73,11 @@ def qparams_asymmetric(lo: npt.ArrayLike, hi: npt.ArrayLike, qtype: QuantType = 
         raise ValueError("a quantization range must be finite")
     if (lo > hi).any():
         raise ValueError("a quantization range must have lo <= hi")
-    lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-    # Divided before the subtraction: hi - lo may overflow for ranges near the largest float64.
+    bottom, top = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    # Divided before the subtraction: top - bottom may overflow for ranges near the largest float64.
     steps = qtype.levels - 1
-    scale = _storable(hi / steps - lo / steps)
-    zero_point = np.clip(np.rint(qtype.minimum - lo / scale), qtype.minimum, qtype.maximum)
+    scale = _storable(top / steps - bottom / steps)
+    zero_point = np.clip(np.rint(qtype.minimum - bottom / scale), qtype.minimum, qtype.maximum)
     return QParams(scale.astype(np.float32), zero_point.astype(qtype.dtype))
 
 
@@ -116,7 +116,7 @@ def bias_quantize(bias: Array, input_scale: npt.ArrayLike, weight_scale: npt.Arr
     requires. Raises ValueError when a value would pass half of int32: give ``weight_qparams`` the
     ``smallest_weight_scale`` of this bias and it cannot happen.
     """
-    scale = np.float32(input_scale) * np.asarray(weight_scale, np.float32)
+    scale = np.asarray(input_scale, np.float32) * np.asarray(weight_scale, np.float32)
     steps = np.rint(np.asarray(bias, np.float64) / scale)
     # One part in a million: scales are rounded to float32 after smallest_weight_scale was taken.
     if not (np.abs(steps) <= BIAS_LIMIT * (1 + 1e-6)).all():
@@ -125,7 +125,7 @@ def bias_quantize(bias: Array, input_scale: npt.ArrayLike, weight_scale: npt.Arr
 
 
 def quantize(x: Array, params: QParams, qtype: QuantType = UINT8, axis: int | None = None) -> Array:
-    """Integers of ``x``, bit for bit as QuantizeLinear computes them on float32; ``axis`` when ``params`` is per channel."""
+    """Integers of ``x``, bit for bit as QuantizeLinear on float32; ``axis`` is that of per-channel ``params``."""
     scale, zero_point = (_along(p, np.ndim(x), axis) for p in params)
     # Saturate before adding: the sum of a large quotient and the zero point would not be exact in float32.
     with np.errstate(over="ignore"):

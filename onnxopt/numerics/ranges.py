@@ -1,8 +1,8 @@
 """Which range (lo, hi) to quantize, given the exact extremes and a histogram.
 
-A histogram is ``counts`` over equal bins between ``edges`` (len(counts) + 1 of them, with 0.0 among them), *without* the
-values that are exactly zero: zero is always represented exactly, so the half of a Relu's output that is zero must not
-vote on where to clip the other half.
+A histogram is ``counts`` over equal bins between ``edges`` (len(counts) + 1 of them, with 0.0 among them), *without*
+the values that are exactly zero: zero is always represented exactly, so the half of a Relu's output that is zero must
+not vote on where to clip the other half.
 
 A wide range wastes levels, a narrow one clips. ``percentile`` clips a fixed share of each tail; ``mse`` minimises the
 expected squared error of the quantizer itself; ``entropy`` minimises the Kullback-Leibler divergence between the
@@ -12,7 +12,7 @@ values and the quantized values (Migacz, "8-bit inference with TensorRT", 2017),
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ def percentile(exact: Range, counts: Counts, edges: Floats, percent: float = PER
 
 
 def _search(cost: Cost, exact: Range) -> Range:
-    """Minimise ``cost(lo, hi)``, one end at a time towards zero: twice on a coarse grid, then on a fine one around that.
+    """Minimise ``cost(lo, hi)``, moving one end at a time: twice on a coarse grid, then twice on a fine one.
 
     The expected squared error is convex in (lo, hi) up to rounding, so going end by end finds its minimum.
     """

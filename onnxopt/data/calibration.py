@@ -1,0 +1,176 @@
+"""Run a model over a dataset and give every watched tensor its statistics and its range.
+
+One pass serves all methods, because the histogram needs no range in advance. Nothing but the summaries is kept, so
+memory does not grow with the samples. The result depends on the values only, not on batches, shards or their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from onnxopt.data.cache import Cache, Progress
+from onnxopt.data.statistics import Statistics
+from onnxopt.errors import DataError
+from onnxopt.graph.signature import Array, Feed
+from onnxopt.numerics.ranges import Method, Range, choose_range
+from onnxopt.progress import Track, silent
+
+Run = Callable[[Feed], Mapping[str, Array]]
+
+# Values of one tensor of one sample that enter its histogram.
+HISTOGRAM_LIMIT = 8192
+_VERSION = 1
+_BATCH_BYTES = 32 * 2**20
+_LARGEST_BATCH = 32
+_SHARD_BATCHES = 8
+_SAVE_EVERY_S = 2.0
+
+
+class Samples(Protocol):
+    """What calibration asks of a dataset."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Feed]: ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``ranges`` of every tensor that had a finite value, ``statistics`` of every tensor that was seen.
+
+    ``notes`` name, one line each, what a person should know: NaN and Inf, sampling, tensors without values.
+    ``seconds`` is the time of this run, without what came from the cache.
+    """
+
+    ranges: Mapping[str, Range]
+    statistics: Mapping[str, Statistics]
+    samples: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def calibrate(
+    run: Run,
+    dataset: Samples,
+    tensors: Sequence[str],
+    method: Method = "minmax",
+    *,
+    batch: int | None = None,
+    levels: int = 256,
+    track: Track = silent,
+    cache: Cache | None = None,
+    key: str = "",
+) -> Calibration:
+    """Watch ``tensors`` over all of ``dataset``.
+
+    ``run`` executes the model on one feed and returns the watched tensors. ``batch`` samples go in at a time (None: so
+    many that the watched tensors take about 32 MiB); ``levels`` is the number of levels of the quantizer that the
+    range is for. With ``cache``, statistics are stored every few seconds and on any exception under ``key`` (the
+    model's digest), the data's digest and the tensors; what is stored is not run again, and serves any method that
+    needs no more than it holds.
+    """
+    began = time.perf_counter()
+    names = sorted(set(tensors))
+    histogram = method != "minmax"
+    identity = json.dumps([_VERSION, key, dataset.digest, names, histogram and HISTOGRAM_LIMIT])
+    place = hashlib.sha256(identity.encode()).hexdigest()
+    notes: list[str] = []
+    progress = Progress(0, {})
+    if cache is not None:
+        try:
+            progress = cache.load(place, dataset.count) or progress
+        except DataError as error:
+            notes.append(str(error))
+
+    if names and progress.done < dataset.count:
+        size = batch or _batch_size(run, dataset)
+        progress = _advance(run, dataset, names, histogram, progress, size, track, cache, place)
+
+    statistics = {name: progress.statistics[name] for name in names if name in progress.statistics}
+    ranges = {name: _range(s, method, levels) for name, s in statistics.items() if s.exact is not None}
+    notes.extend(_notes(names, statistics))
+    return Calibration(ranges, statistics, dataset.count, time.perf_counter() - began, tuple(notes))
+
+
+def _advance(
+    run: Run,
+    dataset: Samples,
+    names: Iterable[str],
+    histogram: bool,
+    progress: Progress,
+    size: int,
+    track: Track,
+    cache: Cache | None,
+    place: str,
+) -> Progress:
+    """Shard by shard to the end of the data; ``progress`` only ever changes by whole shards."""
+    shard = size * max(1, min(_SHARD_BATCHES, dataset.count // (20 * size)))
+    starts = range(progress.done, dataset.count, shard)
+    saved = time.perf_counter()
+    try:
+        for start in track(starts, "calibrating", len(starts)):
+            stop = min(start + shard, dataset.count)
+            merged = dict(progress.statistics)
+            for feed in dataset.batches(size, start, stop):
+                values = run(feed)
+                samples = _samples(feed)
+                for name in names:
+                    if name in values:
+                        seen = Statistics.of(values[name], samples, histogram, HISTOGRAM_LIMIT)
+                        merged[name] = merged[name] + seen if name in merged else seen
+            progress = Progress(stop, merged)
+            if cache is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
+                cache.store(place, progress)
+                saved = time.perf_counter()
+    finally:
+        if cache is not None:
+            cache.store(place, progress)
+    return progress
+
+
+def _batch_size(run: Run, dataset: Samples) -> int:
+    """How many samples fill the memory meant for one batch, judged by the first one."""
+    first = next(iter(dataset.batches(1, 0, 1)))
+    watched = sum(value.nbytes for value in run(first).values()) // _samples(first)
+    return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // max(watched, 1)))
+
+
+def _samples(feed: Feed) -> int:
+    """The samples in a feed: the first axis that all its arrays share; 1 when they share none."""
+    sizes = {value.shape[0] for value in feed.values() if value.ndim}
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
+def _range(statistics: Statistics, method: Method, levels: int) -> Range:
+    exact, histogram = statistics.exact, statistics.histogram
+    assert exact is not None
+    if histogram is None:
+        return exact
+    return choose_range(method, exact, histogram.nonzero, histogram.edges, levels)
+
+
+def _notes(names: Sequence[str], statistics: Mapping[str, Statistics]) -> Iterator[str]:
+    sampled = 0
+    for name in names:
+        s = statistics.get(name)
+        if s is None:
+            yield f"{name}: never computed (in a branch that this data does not take?), so it has no range"
+            continue
+        for count, kind in ((s.nan_count, "NaN"), (s.inf_count, "infinite")):
+            if count:
+                yield f"{name}: {count} of {s.count} values are {kind}, left out"
+        if s.exact is None:
+            yield f"{name}: {'no values at all' if s.count == 0 else 'no finite value'}, so it has no range"
+        sampled += s.histogram is not None and s.histogram.sampled
+    if sampled:
+        yield (
+            f"histograms of {sampled} large tensors count about {HISTOGRAM_LIMIT} evenly spread values of each sample; "
+            "minimum and maximum are of all values"
+        )

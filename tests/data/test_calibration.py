@@ -1,0 +1,251 @@
+"""One streaming pass: the same result for any batch, kept and continued through a cache, with a note for every oddity."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxopt.data import calibration
+from onnxopt.data.cache import Cache
+from onnxopt.data.calibration import calibrate
+from onnxopt.errors import OutputError
+from onnxopt.numerics.ranges import METHODS, Method
+
+Feed = dict[str, np.ndarray]
+TENSORS = ("x", "relu", "pooled")
+
+
+@dataclass
+class Rows:
+    """A dataset of the rows of one array."""
+
+    x: np.ndarray
+    digest: str = "data"
+
+    @property
+    def count(self) -> int:
+        return len(self.x)
+
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Feed]:
+        end = self.count if stop is None else stop
+        for i in range(start, end, size):
+            yield {"x": self.x[i : min(i + size, end)]}
+
+
+@dataclass
+class Net:
+    """A model of three tensors in numpy; counts the samples it ran and can fail before a given one."""
+
+    fail_at: int | None = None
+    ran: list[int] = field(default_factory=list)
+
+    def __call__(self, feed: Feed) -> Mapping[str, np.ndarray]:
+        if self.fail_at is not None and sum(self.ran) + len(feed["x"]) > self.fail_at:
+            raise KeyboardInterrupt
+        self.ran.append(len(feed["x"]))
+        x = feed["x"]
+        return {"x": x, "relu": np.maximum(x, 0), "pooled": x.max(axis=1, keepdims=True)}
+
+
+def rows(count: int = 40, width: int = 50, seed: int = 0) -> Rows:
+    return Rows(np.random.default_rng(seed).standard_t(3, size=(count, width)).astype(np.float32))
+
+
+@given(
+    batch=st.integers(1, 41),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 3),
+    method=st.sampled_from(METHODS),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_neither_batch_nor_order_changes_the_result(
+    batch: int, count: int, seed: int, method: Method, data: st.DataObject
+) -> None:
+    dataset = rows(count, seed=seed)
+    order = data.draw(st.permutations(range(count)))
+    expected = calibrate(Net(), dataset, TENSORS, method, batch=1)
+    found = calibrate(Net(), Rows(dataset.x[list(order)]), TENSORS[::-1], method, batch=batch)
+    assert found.ranges == expected.ranges
+    assert found.samples == count
+    assert found.notes == expected.notes
+
+
+def test_min_max_is_exact() -> None:
+    dataset = rows()
+    found = calibrate(Net(), dataset, TENSORS)
+    assert found.ranges["x"] == (dataset.x.min(), dataset.x.max())
+    assert found.ranges["relu"] == (0, dataset.x.max())
+    assert found.statistics["x"].count == dataset.x.size
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_histogram_methods_clip_one_far_outlier(method: Method) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    x[3, 3] = 40.0
+    found = calibrate(Net(), Rows(x), ["x"], method).ranges["x"]
+    assert 3.0 < found.hi < (39.0 if method == "mse" else 30.0)  # one square of 40 still counts for something
+    assert -5.0 < found.lo < -3.0
+
+
+def test_large_tensors_are_sampled_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "HISTOGRAM_LIMIT", 16)
+    found = calibrate(Net(), rows(), TENSORS, "percentile")
+    assert found.notes == (
+        "histograms of 2 large tensors count about 16 evenly spread values of each sample; "
+        "minimum and maximum are of all values",
+    )
+    assert found.statistics["x"].exact == calibrate(Net(), rows(), TENSORS).ranges["x"]
+
+
+def test_oddities_are_named() -> None:
+    x = np.ones((4, 5), np.float32)
+    x[1, 2], x[2, :2] = np.nan, np.inf
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        return {"x": feed["x"], "empty": feed["x"][:, :0], "broken": feed["x"] * np.float32(np.nan)}
+
+    found = calibrate(run, Rows(x), ["x", "empty", "broken", "absent"], "mse", batch=3)
+    assert found.ranges == {"x": (1.0, 1.0)}
+    assert found.notes == (
+        "absent: never computed (in a branch that this data does not take?), so it has no range",
+        "broken: 20 of 20 values are NaN, left out",
+        "broken: no finite value, so it has no range",
+        "empty: no values at all, so it has no range",
+        "x: 1 of 20 values are NaN, left out",
+        "x: 2 of 20 values are infinite, left out",
+    )
+
+
+def test_batches_fill_the_memory_meant_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_BATCH_BYTES", 5 * 50 * 4)
+    net = Net()
+    calibrate(net, rows(40, 50), ["x"])
+    assert net.ran[0] == 1  # the first sample alone, to see how large the tensors are
+    assert max(net.ran) == 2  # x, relu and pooled of two samples: 808 bytes
+
+
+def test_nothing_to_watch_runs_nothing() -> None:
+    net = Net()
+    found = calibrate(net, rows(), [])
+    assert (net.ran, found.ranges) == ([], {})
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("fail_at", [0, 3, 20, 39])
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, method: Method, fail_at: int) -> None:
+    dataset, cache = rows(), Cache(tmp_path / "cache")
+    first, second, third = Net(fail_at=fail_at), Net(), Net()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(first, dataset, TENSORS, method, batch=2, cache=cache, key="model")
+    found = calibrate(second, dataset, TENSORS, method, batch=2, cache=cache, key="model")
+    assert sum(first.ran) + sum(second.ran) == dataset.count
+    assert found.ranges == calibrate(Net(), dataset, TENSORS, method).ranges
+    again = calibrate(third, dataset, TENSORS, method, batch=2, cache=cache, key="model")
+    assert third.ran == []
+    assert again.ranges == found.ranges
+    assert [p.suffix for p in cache.folder.iterdir()] == [".npz"]
+
+
+def test_histogram_methods_share_what_is_cached(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    calibrate(Net(), rows(), TENSORS, "mse", cache=cache)
+    net = Net()
+    assert (
+        calibrate(net, rows(), TENSORS, "entropy", cache=cache).ranges
+        == calibrate(Net(), rows(), TENSORS, "entropy").ranges
+    )
+    assert net.ran == []
+
+
+@pytest.mark.parametrize("change", ["model", "data", "tensors", "histogram"])
+def test_another_model_or_data_does_not_hit_the_cache(tmp_path: Path, change: str) -> None:
+    cache, net = Cache(tmp_path), Net()
+    calibrate(Net(), rows(), TENSORS, cache=cache, key="a")
+    dataset = rows()
+    dataset.digest = "other" if change == "data" else "data"
+    calibrate(
+        net,
+        dataset,
+        TENSORS[: 2 if change == "tensors" else 3],
+        "mse" if change == "histogram" else "minmax",
+        cache=cache,
+        key="b" if change == "model" else "a",
+    )
+    assert sum(net.ran) > 0
+
+
+def damage(path: Path, kind: str) -> None:
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        with path.open("wb") as file:
+            np.savez(file, names=np.array([{}], dtype=object))
+    else:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        if kind == "shape":
+            arrays["counts"] = arrays["counts"][:, :10]
+        elif kind == "negative":
+            arrays["counts"][0, 0] = -1
+        elif kind == "nan":
+            arrays["extremes"][0, 0] = np.nan
+        elif kind == "missing":
+            del arrays["bins"]
+        elif kind == "names":
+            arrays["names"] = np.frombuffer(b'["x"]', np.uint8)
+        elif kind == "done":
+            arrays["done"][0] = 10**6
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "flipped", "empty", "pickle", "shape", "negative", "nan", "missing", "names", "done"]
+)
+def test_a_damaged_cache_is_ignored_noted_and_made_again(tmp_path: Path, kind: str) -> None:
+    cache = Cache(tmp_path)
+    expected = calibrate(Net(), rows(), TENSORS, "mse", cache=cache)
+    (file,) = tmp_path.iterdir()
+    damage(file, kind)
+    net = Net()
+    found = calibrate(net, rows(), TENSORS, "mse", cache=cache)
+    assert found.notes == (f"{file}: damaged cache file, ignored and made again",)
+    assert found.ranges == expected.ranges
+    assert sum(net.ran) >= 40
+    assert calibrate(Net(), rows(), TENSORS, "mse", cache=cache).notes == ()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OutputError, match=r"file: cannot write the cache \(.*\); choose another folder or leave --cache"
+    ):
+        calibrate(Net(), rows(), TENSORS, cache=Cache(tmp_path / "file"))
+
+
+def test_cache_of_nothing_is_nothing(tmp_path: Path) -> None:
+    assert Cache.of(None) is None
+    assert Cache.of(tmp_path) is not None
+
+
+def test_progress_is_tracked_in_shards() -> None:
+    seen: list[tuple[str, int | None]] = []
+
+    def track(items, description, total=None):  # type: ignore[no-untyped-def]  # the protocol's own types, in a test
+        seen.append((description, total))
+        yield from items
+
+    calibrate(Net(), rows(), TENSORS, batch=4, track=track)
+    assert seen == [("calibrating", 10)]
