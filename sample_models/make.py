@@ -1,43 +1,39 @@
 """Train the sample models and write them, with their calibration and test images, beside this file.
 
-    python -m pip install torch==2.13.0 onnxscript==0.7.2 onnx onnxruntime scikit-learn
+    python -m pip install torch==2.13.0 onnx onnxruntime scikit-learn
     python sample_models/make.py
 
-These tools serve this script only; onnxopt itself needs neither torch nor scikit-learn.
+torch and scikit-learn serve this script only; onnxopt itself needs neither.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 try:
     import torch
+    from nets import SIZE, Mlp, ResNet, Transformer
     from sklearn.datasets import load_digits
     from torch import Tensor, nn
     from torch.nn import functional as F
 except ImportError as missing:
     raise SystemExit(
-        f"make.py needs {missing.name}: python -m pip install torch==2.13.0 onnxscript==0.7.2 scikit-learn"
+        f"make.py needs {missing.name}; run: python -m pip install torch==2.13.0 onnx onnxruntime scikit-learn"
     ) from None
 
+FOLDER = Path(__file__).parent
 SEED = 0
 THREADS = 2  # fixed: the order of a parallel sum depends on it, and so do the weights
-SIZE = 32  # pixels a side, four times the 8 of the originals
-CLASSES = 10
 TEST_SAMPLES = 400
 CALIBRATION_SAMPLES = 256
 BATCH = 64
-
-
-# The data
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Split:
 def load_splits() -> tuple[Split, Split, Split]:
     """The digits, enlarged and shuffled: what to train on, a part of it to calibrate with, and what to test on.
 
-    The originals have 17 grey levels. The enlarged ones are rounded to the same, which the compressed files profit from.
+    The originals have 17 grey levels; the enlarged ones are rounded to the same, so that the files compress well.
     """
     digits = load_digits()
     small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
@@ -79,149 +75,12 @@ def augment(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-# The nets
-
-
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution without bias, and its BatchNorm."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-    )
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions and a way around them: a 1x1 convolution where the shape changes, else nothing."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.first = conv(inputs, outputs, 3, stride)
-        self.second = conv(outputs, outputs, 3)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
-
-
-class Branches(nn.Module):
-    """A 1x1 and a 3x3 convolution side by side, their channels concatenated."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.narrow = conv(inputs, outputs // 2, 1)
-        self.wide = conv(inputs, outputs // 2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([F.relu(self.narrow(x)), F.relu(self.wide(x))], dim=1)
-
-
-class Separable(nn.Module):
-    """A depthwise 3x3 convolution, then a 1x1 convolution."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.depthwise = conv(inputs, inputs, 3, stride, groups=inputs)
-        self.pointwise = conv(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.pointwise(F.relu(self.depthwise(x))))
-
-
-class ResNet(nn.Module):
-    """Three resolutions, 32, 64 and 128 channels, and one of each kind of block that makes pruning interesting."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv(1, 32, 3)
-        self.blocks = nn.Sequential(
-            Residual(32, 32),
-            Residual(32, 64, stride=2),
-            Branches(64, 64),
-            Separable(64, 128, stride=2),
-            Residual(128, 128),
-        )
-        self.head = nn.Linear(128, CLASSES)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.stem(image)))
-        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-class Mlp(nn.Module):
-    """Three fully connected layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(SIZE * SIZE, 384),
-            nn.ReLU(),
-            nn.Linear(384, 192),
-            nn.ReLU(),
-            nn.Linear(192, CLASSES),
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, written out in matrix products."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.split = (-1, SIZE, heads, width // heads)
-        self.whole = (-1, SIZE, width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            layer(x).reshape(self.split).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        weights = torch.softmax(query @ key.transpose(2, 3) / self.split[-1] ** 0.5, dim=-1)
-        return self.out((weights @ value).transpose(1, 2).reshape(self.whole))
-
-
-class Encoder(nn.Module):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.feed(self.feed_norm(x))
-
-
-class Transformer(nn.Module):
-    """Every row of the image is a token; two layers, then the mean over the tokens."""
-
-    def __init__(self, width: int = 128, heads: int = 4, depth: int = 2) -> None:
-        super().__init__()
-        self.embed = nn.Linear(SIZE, width)
-        self.position = nn.Parameter(torch.randn(SIZE, width) * 0.02)
-        self.layers = nn.Sequential(*(Encoder(width, heads) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CLASSES)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.layers(self.embed(image.squeeze(1)) + self.position)
-        return self.head(self.norm(x).mean(1))
-
-
-# Training, export, measurement
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A net, and how to train it."""
 
     name: str
-    net: type[nn.Module]
+    net: Callable[[], nn.Module]
     epochs: int
     peak_rate: float
 
@@ -257,18 +116,25 @@ def train(recipe: Recipe, data: Split) -> nn.Module:
 
 
 def export(net: nn.Module, path: Path) -> None:
-    """Write the net as it is, BatchNormalization unfolded, with a dynamic batch."""
-    torch.onnx.export(
-        net,
-        (torch.zeros(1, 1, SIZE, SIZE),),
-        path,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
-        opset_version=17,
-        training=torch.onnx.TrainingMode.PRESERVE,
-        dynamo=False,
-    )
+    """Write the net as it is, with a dynamic batch.
+
+    It is the older of torch's two exporters, because that one can leave BatchNormalization unfolded (PRESERVE). It
+    warns of its age, and that folding constants may freeze weights, which is what is wanted here.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="It is recommended that constant folding be turned off")
+        torch.onnx.export(
+            net,
+            (torch.zeros(1, 1, SIZE, SIZE),),
+            path,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
+            opset_version=17,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            dynamo=False,
+        )
 
 
 def accuracy(path: Path, data: Split) -> float:
@@ -278,28 +144,22 @@ def accuracy(path: Path, data: Split) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the sample models.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    parser.add_argument("--only", choices=[recipe.name for recipe in RECIPES], help="make this one model only")
-    options = parser.parse_args()
+    """Write the data and the models, and print a line about each model."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-
     training, calibration, test = load_splits()
-    calibration.save(options.out / "digits_calib.npz")
-    test.save(options.out / "digits_test.npz")
+    calibration.save(FOLDER / "digits_calib.npz")
+    test.save(FOLDER / "digits_test.npz")
     print(f"{'model':<20} {'accuracy':>8} {'bytes':>9} {'parameters':>10} {'seconds':>7}")
     for recipe in RECIPES:
-        if options.only not in (None, recipe.name):
-            continue
         start = time.perf_counter()
         net = train(recipe, training)
-        path = options.out / f"{recipe.name}.onnx"
+        path = FOLDER / f"{recipe.name}.onnx"
         export(net, path)
         parameters = sum(p.numel() for p in net.parameters())
         seconds = time.perf_counter() - start
-        share = accuracy(path, test)
-        print(f"{recipe.name:<20} {share:>8.2%} {path.stat().st_size:>9,} {parameters:>10,} {seconds:>7.0f}", flush=True)
+        size = path.stat().st_size
+        print(f"{recipe.name:<20} {accuracy(path, test):>8.2%} {size:>9,} {parameters:>10,} {seconds:>7.0f}")
 
 
 if __name__ == "__main__":
