@@ -80,7 +80,7 @@ def optimize(
             target,
             passes,
             data=DataOptions(data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed),
-            gates=Gates().having(
+            gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,
                 min_sqnr=min_sqnr,

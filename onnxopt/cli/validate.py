@@ -51,7 +51,7 @@ def validate(
             reference,
             candidate,
             data=DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed),
-            gates=Gates().having(
+            gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,
                 min_sqnr=min_sqnr,

@@ -1,0 +1,47 @@
+"""onnxopt inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxopt.cli.options import FILE, data_options
+from onnxopt.cli.output import Output
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@data_options
+@click.option("--report", type=FILE, metavar="FILE.json", help="Write the findings as JSON.")
+@click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason.")
+@click.option("--allow-external-root", type=FILE, metavar="DIR", help="Where external data may lie as well.")
+def inspect(
+    model: Path,
+    data: str | None,
+    preprocess: str | None,
+    samples: int | None,
+    seed: int,
+    report: Path | None,
+    verbose: bool,
+    allow_external_root: Path | None,
+) -> None:
+    """Show what MODEL is made of, and what each pass could do to it, or why not.
+
+    \b
+    onnxopt inspect model.onnx
+    onnxopt inspect model.onnx --data calib.npz --verbose
+    """
+    from onnxopt.check.inspect import inspect as look
+    from onnxopt.graph.io import load
+    from onnxopt.job import DataOptions
+    from onnxopt.report.json import write_inspection
+    from onnxopt.report.text import render_inspection
+
+    with Output(verbose=verbose) as out:
+        loaded = load(model, allow_external_root)
+        source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed)
+        found = look(loaded, source.open_one(data, loaded), track=out.track)
+        if report is not None:
+            write_inspection(found, report)
+        out.show(render_inspection(found, verbose=verbose))
