@@ -35,12 +35,18 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class OutputQuality:
-    """One output of the candidate against the reference. ``sqnr_db`` is infinite when nothing differs."""
+    """One output of the candidate against the reference.
+
+    ``sqnr_db`` is 10 log10 of the reference's energy over the error's: infinite when nothing differs, minus infinity
+    when NaN or infinities came in. Outputs that name things (int32, int64, bool, text) are compared by ``equal``, the
+    share of equal elements: an unequal one counts as an error as large as the signal, and ``cosine`` is that share.
+    """
 
     name: str
     sqnr_db: float
     cosine: float
     max_error: float
+    equal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Validation:
-    """The candidate against the reference on one target. None: could not be told (no labels, no classes, ...)."""
+    """The candidate against the reference on one target. None: could not be told (no labels, no classes, ...).
+
+    ``sqnr_db`` and ``cosine`` are those of the worst output. ``speedup`` is the median over pairs of runs of reference
+    over candidate time; ``speedup_low`` and ``speedup_high`` bound it with 95 % confidence. ``peak_memory`` is what
+    loading and running a model adds to a process. ``notes`` are lines for the reader.
+    """
 
     target: str
     samples: int
@@ -77,6 +88,7 @@ class Validation:
     batch: int
     peak_memory_bytes: int | None
     peak_memory_reference_bytes: int | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

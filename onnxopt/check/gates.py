@@ -1,0 +1,111 @@
+"""Gates: what a result must hold to before it is saved.
+
+Speed and size are always judged. Of the three that judge answers, those that were asked for; if none was, the strongest
+that the data allows: accuracy where there are labels, agreement where there are classes, otherwise signal to noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from onnxopt.report import words
+from onnxopt.report.report import GateResult, Validation
+
+# The defaults. An answer in ten may change its top class where nobody can say which was right: the best full-integer
+# forms of published ImageNet nets lie at 92 to 98 %. Noise of 3 % of the signal's energy (15 dB) is where detectors and
+# token models begin to answer otherwise.
+MAX_DROP = 0.01
+MIN_AGREEMENT = 0.90
+MIN_SQNR_DB = 15.0
+MIN_SPEEDUP = 1.0
+# Two sessions of one and the same model differ by up to this much: how memory happened to be laid out.
+_LUCK = 0.03
+# Growth that the default allows: shapes made explicit, and the remarks on where the model came from.
+_GROWTH, _REMARKS_BYTES = 1.01, 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What is demanded. None: the default above, where it makes sense.
+
+    ``max_drop``: accuracy lost, as a share of all samples (0.01 is one point). ``min_agreement``: share of samples
+    whose top-1 answer stays. ``min_sqnr``: dB, of the worst output. ``min_speedup``: 1 is as fast as the reference.
+    ``max_size``: bytes, weights beside the model included (default: no more than the original).
+    """
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr: float | None = None
+    min_speedup: float | None = None
+    max_size: int | None = None
+
+
+def evaluate(gates: Gates, validation: Validation, size_reference: int, size: int) -> tuple[GateResult, ...]:
+    """Judge a validation and the two sizes in bytes. A gate that was asked for and cannot be measured does not hold."""
+    return (*_answers(gates, validation), _speed(gates, validation), _size(gates, size_reference, size))
+
+
+def _answers(gates: Gates, v: Validation) -> list[GateResult]:
+    if gates.max_drop is gates.min_agreement is gates.min_sqnr is None:
+        if v.accuracy is not None:
+            return [_drop(MAX_DROP, v)]
+        return [_agreement(MIN_AGREEMENT, v) if v.agreement is not None else _sqnr(MIN_SQNR_DB, v)]
+    found = []
+    if gates.max_drop is not None:
+        found.append(_drop(gates.max_drop, v))
+    if gates.min_agreement is not None:
+        found.append(_agreement(gates.min_agreement, v))
+    if gates.min_sqnr is not None:
+        found.append(_sqnr(gates.min_sqnr, v))
+    return found
+
+
+def _drop(limit: float, v: Validation) -> GateResult:
+    if v.accuracy is None or v.accuracy_reference is None:
+        why = "accuracy cannot be measured: the data has no labels that fit; give labels, or use --min-agreement"
+        return GateResult("max-drop", limit, None, False, why)
+    drop = v.accuracy_reference - v.accuracy
+    change = f"{100 * drop:.1f} points lost" if drop > 0 else "nothing lost"
+    why = (
+        f"accuracy {words.share(v.accuracy)} after {words.share(v.accuracy_reference)} on {v.samples} samples: "
+        f"{change}, {100 * limit:g} allowed"
+    )
+    return GateResult("max-drop", limit, drop, drop <= limit + 1e-9, why)
+
+
+def _agreement(limit: float, v: Validation) -> GateResult:
+    if v.agreement is None:
+        why = "agreement cannot be measured: no output looks like scores of classes; use --min-sqnr"
+        return GateResult("min-agreement", limit, None, False, why)
+    why = f"{words.share(v.agreement)} of the top answers stay on {v.samples} samples, {words.share(limit)} wanted"
+    return GateResult("min-agreement", limit, v.agreement, v.agreement >= limit - 1e-9, why)
+
+
+def _sqnr(limit: float, v: Validation) -> GateResult:
+    if math.isnan(v.sqnr_db):
+        return GateResult("min-sqnr", limit, None, False, "no output could be compared")
+    worst = min(v.outputs, key=lambda o: o.sqnr_db).name if v.outputs else "?"
+    if v.sqnr_db == -math.inf:
+        why = f"the output '{worst}' is unusable: it has NaN, infinities or values where the original has none"
+    elif v.sqnr_db == math.inf:
+        why = "the outputs are equal"
+    else:
+        why = f"{v.sqnr_db:.1f} dB signal to noise in '{worst}', {limit:g} dB wanted"
+    return GateResult("min-sqnr", limit, v.sqnr_db, v.sqnr_db >= limit, why)
+
+
+def _speed(gates: Gates, v: Validation) -> GateResult:
+    """The default only fails what is slower for certain: the whole confidence interval, with luck allowed for."""
+    if gates.min_speedup is None:
+        limit, holds = MIN_SPEEDUP, v.speedup_high * (1 + _LUCK) >= MIN_SPEEDUP
+    else:
+        limit, holds = gates.min_speedup, v.speedup >= gates.min_speedup
+    why = f"{v.speedup:.2f} times as fast ({v.speedup_low:.2f} to {v.speedup_high:.2f}), {limit:g} wanted"
+    return GateResult("min-speedup", limit, v.speedup, holds, why)
+
+
+def _size(gates: Gates, before: int, after: int) -> GateResult:
+    limit = int(before * _GROWTH) + _REMARKS_BYTES if gates.max_size is None else gates.max_size
+    why = f"{words.size(after)} after {words.size(before)}, at most {words.size(limit)} wanted"
+    return GateResult("max-size", limit, after, after <= limit, why)
