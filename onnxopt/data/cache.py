@@ -23,7 +23,7 @@ import numpy.typing as npt
 from onnxopt.data.statistics import HALF, Histogram, Statistics
 from onnxopt.errors import DataError, OutputError
 
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def _unpack(arrays: Mapping[str, npt.NDArray[Any]], samples: int) -> Progress:
         raise ValueError("extremes")
     if counts.shape != (len(bins), 2 * HALF) or bins.shape != (len(bins), 3):
         raise ValueError("bins")
+    if (np.abs(bins[:, 0]) > 127).any():
+        raise ValueError("exponent")
     histograms: list[Histogram | None] = [None] * len(names)
     if len(bins):
         pairs = zip(bins.tolist(), counts, strict=True)

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 # Products of two scales (input and weight) must be normal float32 numbers too, so each keeps well clear of the edge.
 SMALLEST_SCALE = 2.0**-60
-LARGEST_SCALE = 2.0**120
+LARGEST_SCALE = 2.0**127
 # Half of int32: the sum of products that the bias is added to needs room in the same accumulator.
 BIAS_LIMIT = 2**30
 
@@ -86,7 +86,7 @@ def weight_qparams(
 ) -> QParams:
     """Symmetric parameters (zero point 0) in the narrow range -127..127, one per index of ``axis`` (None: one in all).
 
-    ``at_least`` is the smallest scale allowed, for each channel: see ``smallest_weight_scale``. A channel of zeros
+    ``at_least`` is the smallest scale allowed of each channel: see ``smallest_weight_scale``. A channel of zeros
     gets ``at_least`` where that is positive, else 1. Raises ValueError when a weight is NaN or Inf.
     """
     weight = np.asarray(weight)

@@ -1,4 +1,4 @@
-"""One streaming pass: the same result for any batch, kept and continued through a cache, with a note for every oddity."""
+"""One streaming pass: the same result for any batch, continued through a cache, with a note for every oddity."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -189,6 +189,9 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(content)
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
     elif kind == "pickle":
         with path.open("wb") as file:
             np.savez(file, names=np.array([{}], dtype=object))
@@ -197,6 +200,8 @@ def damage(path: Path, kind: str) -> None:
             arrays = dict(archive)
         if kind == "shape":
             arrays["counts"] = arrays["counts"][:, :10]
+        elif kind == "exponent":
+            arrays["bins"][0, 0] = 10**6
         elif kind == "negative":
             arrays["counts"][0, 0] = -1
         elif kind == "nan":
@@ -212,7 +217,21 @@ def damage(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["truncated", "flipped", "empty", "pickle", "shape", "negative", "nan", "missing", "names", "done"]
+    "kind",
+    [
+        "truncated",
+        "flipped",
+        "empty",
+        "npy",
+        "pickle",
+        "shape",
+        "negative",
+        "exponent",
+        "nan",
+        "missing",
+        "names",
+        "done",
+    ],
 )
 def test_a_damaged_cache_is_ignored_noted_and_made_again(tmp_path: Path, kind: str) -> None:
     cache = Cache(tmp_path)
