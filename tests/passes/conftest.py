@@ -79,7 +79,7 @@ def _parse(text: str, opset: int = 17, seed: int = 0, **values: Any) -> onnx.Mod
     """A model from the text of its graph in ONNX's own notation.
 
     Tensors that the text declares in ``<...>`` and that no node makes become weights: those given in ``values``, the
-    others drawn from a normal distribution with the seed.
+    others drawn from a normal distribution with the seed. An output ``float[]``, of unknown rank, is given its shape.
     """
     header = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
     proto = onnx.parser.parse_model(text if text.lstrip().startswith("<") else header + text)
@@ -91,8 +91,11 @@ def _parse(text: str, opset: int = 17, seed: int = 0, **values: Any) -> onnx.Mod
         tensor = value.type.tensor_type
         shape = [d.dim_value for d in tensor.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        array = np.asarray(values.get(value.name, rng.standard_normal(shape)), dtype)
-        graph.initializer.append(onnx.numpy_helper.from_array(array.reshape(shape), value.name))
+        array = np.broadcast_to(values.get(value.name, rng.standard_normal(shape)), shape).astype(dtype)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.output}
+    for value in graph.output:
+        value.CopyFrom(inferred[value.name])
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
