@@ -38,7 +38,9 @@ def _names(model: Model) -> Iterator[str]:
     """Every tensor has a name of its own, and one maker at most."""
     owner: dict[str, int] = {}
     for graph in model.graphs():
-        tensors = [*graph.inputs, *constants_of(graph), *(t for n in graph.nodes for t in n.outputs)]
+        defaults = {id(c) for c in graph.defaults.values()}
+        constants = (c for c in constants_of(graph) if id(c) not in defaults)
+        tensors = [*graph.inputs, *constants, *(t for n in graph.nodes for t in n.outputs)]
         for tensor in tensors:
             if tensor.name and owner.setdefault(tensor.name, id(tensor)) != id(tensor):
                 yield f"two tensors are named '{tensor.name}'"
