@@ -45,6 +45,7 @@ class Samples(Protocol):
 class Calibration:
     """``ranges`` of every tensor that had a finite value, ``statistics`` of every tensor that was seen.
 
+    A range is what a quantizer should cover and holds zero; ``statistics[name].exact`` are the minimum and maximum.
     ``notes`` name, one line each, what a person should know: NaN and Inf, sampling, tensors without values.
     ``seconds`` is the time of this run, without what came from the cache.
     """
@@ -152,7 +153,7 @@ def _range(statistics: Statistics, method: Method, levels: int) -> Range:
     exact, histogram = statistics.exact, statistics.histogram
     assert exact is not None
     if histogram is None:
-        return exact
+        return exact.with_zero()
     return choose_range(method, exact, histogram.nonzero, histogram.edges, levels)
 
 

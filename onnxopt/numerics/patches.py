@@ -77,7 +77,7 @@ def patches(
     )
     grid = (len(x), *size)
     index = np.unravel_index(np.arange(np.prod(grid)) if positions is None else positions, grid)
-    return windows[index].reshape(len(index[0]), -1)
+    return windows[index].reshape(len(index[0]), x.shape[1] * int(np.prod(kernel)))
 
 
 def rows_at(y: npt.NDArray[Any], positions: Positions | None = None) -> npt.NDArray[Any]:

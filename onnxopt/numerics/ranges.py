@@ -29,20 +29,27 @@ _FINE = np.linspace(0.94, 1.06, 25)
 
 
 class Range(NamedTuple):
-    """``lo <= hi``, both finite; what lies outside is clipped."""
+    """``lo <= hi``, both finite."""
 
     lo: float
     hi: float
 
+    def with_zero(self) -> Range:
+        """Widened to hold zero, as the range of a quantizer must."""
+        return Range(min(self.lo, 0.0), max(self.hi, 0.0))
+
 
 def choose_range(method: Method, exact: Range, counts: Counts, edges: Floats, levels: int = 256) -> Range:
-    """The range for a quantizer of ``levels`` levels; never wider than ``exact``, the minimum and maximum."""
+    """The range for a quantizer of ``levels`` levels: it holds zero, and is never wider than that takes.
+
+    ``exact`` are the minimum and maximum of all values.
+    """
     if method == "minmax" or not counts.any():
-        return exact
+        return exact.with_zero()
     if method == "percentile":
         return percentile(exact, counts, edges)
     cost = {"mse": _squared_error, "entropy": _divergence}[method](counts, edges, levels)
-    return _search(cost, exact)
+    return _search(cost, exact.with_zero())
 
 
 def percentile(exact: Range, counts: Counts, edges: Floats, percent: float = PERCENTILE) -> Range:
@@ -50,21 +57,22 @@ def percentile(exact: Range, counts: Counts, edges: Floats, percent: float = PER
     below = np.concatenate(([0], np.cumsum(counts)))
     tail = (1 - percent / 100) * below[-1]
     lo, hi = np.interp([tail, below[-1] - tail], below, edges)
-    return Range(max(exact.lo, min(float(lo), 0.0)), min(exact.hi, max(float(hi), 0.0)))
+    widest = exact.with_zero()
+    return Range(max(widest.lo, float(lo)), min(widest.hi, float(hi))).with_zero()
 
 
-def _search(cost: Cost, exact: Range) -> Range:
+def _search(cost: Cost, widest: Range) -> Range:
     """Minimise ``cost(lo, hi)``, moving one end at a time: twice on a coarse grid, then twice on a fine one.
 
     The expected squared error is convex in (lo, hi) up to rounding, so going end by end finds its minimum.
     """
-    widest = lo, hi = min(exact.lo, 0.0), max(exact.hi, 0.0)
+    lo, hi = widest
     for grid, fine in ((_COARSE, False), (_COARSE, False), (_FINE, True), (_FINE, True)):
-        highs = np.minimum((hi if fine else widest[1]) * grid, widest[1])
+        highs = np.minimum((hi if fine else widest.hi) * grid, widest.hi)
         hi = float(highs[np.argmin(cost(np.full_like(highs, lo), highs))])
-        lows = np.maximum((lo if fine else widest[0]) * grid, widest[0])
+        lows = np.maximum((lo if fine else widest.lo) * grid, widest.lo)
         lo = float(lows[np.argmin(cost(lows, np.full_like(lows, hi)))])
-    return Range(max(exact.lo, lo), min(exact.hi, hi))
+    return Range(lo, hi)
 
 
 def _squared_error(counts: Counts, edges: Floats, levels: int) -> Cost:

@@ -80,6 +80,7 @@ def test_min_max_is_exact() -> None:
     found = calibrate(Net(), dataset, TENSORS)
     assert found.ranges["x"] == (dataset.x.min(), dataset.x.max())
     assert found.ranges["relu"] == (0, dataset.x.max())
+    assert found.ranges["pooled"] == (min(0, dataset.x.max(axis=1).min()), dataset.x.max())
     assert found.statistics["x"].count == dataset.x.size
     assert found.notes == ()
 
@@ -100,7 +101,7 @@ def test_large_tensors_are_sampled_and_said_so(monkeypatch: pytest.MonkeyPatch) 
         "histograms of 2 large tensors count about 16 evenly spread values of each sample; "
         "minimum and maximum are of all values",
     )
-    assert found.statistics["x"].exact == calibrate(Net(), rows(), TENSORS).ranges["x"]
+    assert found.statistics["x"].exact == calibrate(Net(), rows(), TENSORS).statistics["x"].exact
 
 
 def test_oddities_are_named() -> None:
@@ -111,7 +112,8 @@ def test_oddities_are_named() -> None:
         return {"x": feed["x"], "empty": feed["x"][:, :0], "broken": feed["x"] * np.float32(np.nan)}
 
     found = calibrate(run, Rows(x), ["x", "empty", "broken", "absent"], "mse", batch=3)
-    assert found.ranges == {"x": (1.0, 1.0)}
+    assert found.ranges == {"x": (0.0, 1.0)}
+    assert found.statistics["x"].exact == (1.0, 1.0)
     assert found.notes == (
         "absent: never computed (in a branch that this data does not take?), so it has no range",
         "broken: 20 of 20 values are NaN, left out",
