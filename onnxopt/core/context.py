@@ -63,7 +63,6 @@ class Context:
             self.dataset,
             tensors,
             method,
-            batch=self.batch,
             track=self.track,
             cache=self.cache,
             key=model.digest() if self.cache is not None else "",

@@ -88,7 +88,7 @@ class PassManager:
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, model.inputs, seed=seed, bounds=index_bounds(model))
         context = Context(
-            model.clone(), dataset, target=target, seed=seed, track=track, threads=threads, cache=Cache.of(cache)
+            model.clone(), dataset, target=target, seed=seed, track=track, threads=threads, cache=Cache(cache) if cache is not None else None
         )
         steps = tuple(self._step(step, model, context) for step in self.plan.steps)
         return Report(versions(), machine(), steps, (*self.plan.notes, *dataset.notes))
