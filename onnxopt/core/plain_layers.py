@@ -1,0 +1,69 @@
+"""Layers in the form that ONNX Runtime's integer kernels take; exact up to rounding.
+
+- Gemm without alpha and beta, its bias as (channels,): they go into the weights and the bias.
+- MatMul of two matrices, with an Add of constants or not, becomes Gemm: the bias is then added in integers.
+- MatMul of more axes and an Add of a vector: the vector gets as many axes as the product. As (channels,) the runtime
+  would fuse both into a float Gemm behind a Reshape, before it looks for integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from onnxopt.core.placement import column_bias
+from onnxopt.graph.ir import Constant, Node, Scope, is_constant
+from onnxopt.graph.model import Model
+
+
+def make_plain(model: Model, nodes: Iterable[Node], sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Rewrite those of ``nodes`` that need it. ``sizes`` are observed shapes, by tensor."""
+    scope = Scope(model.graph)
+    for node in nodes:
+        if node.op == "MatMul":
+            _plain_matmul(model, node, scope, len(sizes[node.inputs[0].name]))
+        if node.op == "Gemm":
+            _plain_gemm(model, node)
+
+
+def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:
+    add = _bias_add(node, scope)
+    if axes == 2:
+        node.op = "Gemm"
+        if add is not None:
+            node.inputs.append(_constant_of(add))
+            (output,) = add.outputs
+            add.outputs.clear()
+            node.outputs[0] = output
+    elif add is not None:
+        vector = _constant_of(add)
+        shape = (1,) * (axes - 1) + (-1,)
+        i = next(i for i, t in enumerate(add.inputs) if t is vector)
+        add.inputs[i] = model.constant(vector.name, vector.values.reshape(shape))
+
+
+def _bias_add(node: Node, scope: Scope) -> Node | None:
+    """The Add of one constant per column, or of one in all, that alone reads a product."""
+    product = node.outputs[0]
+    add = product.outputs[0] if scope.used_once(product) else None
+    if add is None or add.op != "Add" or not add.is_standard or not any(map(is_constant, add.inputs)):
+        return None
+    columns = node.inputs[1].shape[1]
+    shape = _constant_of(add).shape
+    return add if all(d == 1 for d in shape[:-1]) and shape[-1:] in ((), (1,), (columns,)) else None
+
+
+def _constant_of(add: Node) -> Constant:
+    return next(t for t in add.inputs if isinstance(t, Constant))
+
+
+def _plain_gemm(model: Model, node: Node) -> None:
+    bias = column_bias(node)
+    assert bias is not None
+    alpha = np.float32(node.attrs.pop("alpha", 1.0))
+    if alpha != 1:
+        node.inputs[1] = model.constant(node.inputs[1].name, node.inputs[1].values * alpha)
+    beta = node.attrs.pop("beta", 1.0)
+    if len(node.inputs) > 2 and (beta != 1 or node.inputs[2].shape != bias.shape):
+        node.inputs[2] = model.constant(node.inputs[2].name, bias.astype(np.float32))

@@ -1,0 +1,186 @@
+"""Write a placement into the graph: QuantizeLinear and DequantizeLinear around what runs in integers.
+
+A tensor that is integer as soon as it is made keeps its name as the float value that is read back from the integers:
+
+    maker -> t_float -> QuantizeLinear -> t_quantized -> DequantizeLinear -> t -> readers
+
+so that whoever reads it, bodies and the graph's outputs included, need not be touched. A tensor that is made as float
+gets a rounded copy for its integer readers only. A node that only moves numbers moves the integers themselves. The
+runtime melts a node between DequantizeLinear and QuantizeLinear into one integer kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxopt.core.kernels import Kind
+from onnxopt.core.pass_ import label
+from onnxopt.core.placement import Placement, Unit, clamp_limits, column_bias, output_axis
+from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant, replace_uses
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
+from onnxopt.numerics.qparams import (
+    INT8,
+    INT32,
+    UINT8,
+    QParams,
+    QuantType,
+    bias_quantize,
+    qparams_asymmetric,
+    quantize,
+    smallest_weight_scale,
+    weight_qparams,
+)
+from onnxopt.numerics.ranges import Range
+
+_NO_LIMITS = (-np.inf, np.inf)
+
+
+def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS) -> QParams:
+    """Unsigned 8-bit parameters for a range of values; no integer stands for a number outside ``limits``.
+
+    The runtime drops a Relu or Clip in front of a quantizer only if it could change nothing.
+    """
+    scale, zero_point = qparams_asymmetric(*values)
+    below, above = np.float32(zero_point), np.float32(UINT8.maximum - int(zero_point))
+    lo, hi = map(np.float32, limits)
+    if below > 0:
+        scale = np.minimum(scale, -lo / below)
+    if above > 0:
+        scale = np.minimum(scale, hi / above)
+    while above * scale > hi or -below * scale < lo:
+        scale = np.nextafter(scale, np.float32(0))
+    return QParams(np.asarray(scale, np.float32), zero_point)
+
+
+def write(model: Model, placement: Placement, ranges: Mapping[str, Range], *, per_channel: bool = True) -> None:
+    """Change the model. ``ranges`` are those of the placement's roots, by name.
+
+    ``per_channel``: one weight scale for each output channel (needs opset 13), otherwise one for each weight.
+    """
+    writer = _Writer(model, placement, ranges, per_channel)
+    moved = {t.name for u in placement.units if u.moves for t in u.writes}
+    for name, tensor in {**placement.read, **placement.made}.items():
+        if name not in moved:
+            writer.round(tensor)
+    for unit in placement.units:
+        if unit.moves:
+            writer.move(unit)
+        elif unit.kernel.kind is Kind.LAYER:
+            writer.parameters(unit)
+        else:
+            writer.constants(unit)
+
+
+class _Writer:
+    def __init__(self, model: Model, placement: Placement, ranges: Mapping[str, Range], per_channel: bool) -> None:
+        self.model = model
+        self.placement = placement
+        self.per_channel = per_channel
+        limits = {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
+        self.params = {
+            root: activation_qparams(ranges[root], limits.get(root, _NO_LIMITS)) for root in placement.roots.values()
+        }
+        self.integers: dict[str, Variable] = {}  # by the name of the tensor that they stand for
+        self.shared: dict[tuple[object, ...], Tensor] = {}  # what several nodes read: scales, zero points, weights
+
+    def round(self, tensor: Variable) -> None:
+        """Quantize a tensor for those who read it as integers, or for all if it is made so."""
+        params = self._params(tensor)
+        integers = self._integers(tensor)
+        if tensor.name in self.placement.made:
+            exact = self._like(tensor, "float")
+            maker = tensor.inputs[0]
+            maker.outputs[_index(maker.outputs, tensor)] = exact
+            self._node("QuantizeLinear", exact, integers, params)
+            self._node("DequantizeLinear", integers, tensor, params)
+        else:
+            rounded = self._like(tensor, "rounded")
+            replace_uses(tensor, rounded, [u.node for u in self.placement.units if tensor in u.reads])
+            self._node("QuantizeLinear", tensor, integers, params)
+            self._node("DequantizeLinear", integers, rounded, params)
+
+    def move(self, unit: Unit) -> None:
+        """Let a node that computes nothing work on the integers."""
+        node = unit.node
+        params = self._params(unit.reads[0])
+        source, *others = node.inputs
+        if node.op == "Pad":
+            others[1:2] = [self._constant(f"{source.name}_zero_point", params.zero_point)]
+        node.inputs = [self.integers[unit.reads[0].name], *others]
+        for i, tensor in enumerate(unit.writes):
+            integers = self._integers(tensor)
+            node.outputs[i] = integers
+            self._node("DequantizeLinear", integers, tensor, params)
+
+    def constants(self, unit: Unit) -> None:
+        """Quantize the constant operands of a node without weights."""
+        for i, tensor in enumerate(unit.node.inputs):
+            if is_constant(tensor):
+                params = qparams_asymmetric(tensor.values.min(), tensor.values.max())
+                unit.node.inputs[i] = self._stored(tensor, params, UINT8)
+
+    def parameters(self, unit: Unit) -> None:
+        """Quantize a layer's weights, and its bias to the scale of their products with the input."""
+        node = unit.node
+        weight, bias = node.inputs[1], column_bias(node)
+        assert bias is not None
+        axis = output_axis(node)
+        input_scale = self._params(unit.reads[0]).scale
+        least = smallest_weight_scale(bias, input_scale)
+        params = (
+            weight_qparams(weight.values, axis, at_least=least)
+            if self.per_channel
+            else weight_qparams(weight.values, None, at_least=least.max())
+        )
+        node.inputs = [node.inputs[0], self._stored(weight, params, INT8, axis)]
+        if bias.any():
+            steps, scale = bias_quantize(bias, input_scale, params.scale)
+            scale = scale if self.per_channel else scale[0]
+            stem = f"{label(node)}.bias"
+            rounded = Variable(self.model.fresh_name(stem), np.dtype(np.float32), steps.shape)
+            bias_params = QParams(scale, np.zeros(scale.shape, INT32.dtype))
+            self._node("DequantizeLinear", self.model.constant(f"{stem}_quantized", steps), rounded, bias_params, 0)
+            node.inputs.append(rounded)
+
+    def _stored(self, constant: Constant, params: QParams, qtype: QuantType, axis: int | None = None) -> Tensor:
+        """A constant as integers, read back; made once for all nodes that want it on the same scale."""
+        key = (constant.name, params.scale.tobytes(), axis)
+        if key not in self.shared:
+            axis = axis if params.scale.ndim else None
+            steps = quantize(constant.values, params, qtype, axis)
+            rounded = self._like(constant, "rounded")
+            integers = self.model.constant(f"{constant.name}_quantized", steps)
+            self._node("DequantizeLinear", integers, rounded, params, axis)
+            self.shared[key] = rounded
+        return self.shared[key]
+
+    def _node(self, op: str, source: Tensor, target: Tensor, params: QParams, axis: int | None = None) -> None:
+        attributes = {} if axis is None or params.scale.ndim == 0 else {"axis": axis}
+        stem = (target if op == "QuantizeLinear" else source).name
+        constants = [self._constant(f"{stem}_{kind}", value) for kind, value in params._asdict().items()]
+        name = self.model.fresh_name(f"{stem}_{op}")
+        self.model.graph.nodes.append(Node(op, name, [source, *constants], [target], attributes))
+
+    def _constant(self, stem: str, value: Array) -> Tensor:
+        key = (value.dtype, value.shape, value.tobytes())
+        if key not in self.shared:
+            self.shared[key] = self.model.constant(stem, value)
+        return self.shared[key]
+
+    def _params(self, tensor: Variable) -> QParams:
+        return self.params[self.placement.roots[tensor.name]]
+
+    def _like(self, tensor: Tensor, what: str) -> Variable:
+        return Variable(self.model.fresh_name(f"{tensor.name}_{what}"), tensor.dtype, tensor.shape)
+
+    def _integers(self, tensor: Variable) -> Variable:
+        result = Variable(self.model.fresh_name(f"{tensor.name}_quantized"), UINT8.dtype, tensor.shape)
+        self.integers[tensor.name] = result
+        return result
+
+
+def _index(tensors: Sequence[Tensor], tensor: Tensor) -> int:
+    return next(i for i, t in enumerate(tensors) if t is tensor)
