@@ -1,0 +1,124 @@
+"""A candidate against its reference on held-out data: answers, speed, memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxopt.check.quality import Comparison, Quality
+from onnxopt.errors import DataError, ExecutionError, ModelError
+from onnxopt.graph import io
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array, Feed
+from onnxopt.progress import Track, silent
+from onnxopt.report.report import Latency, Validation
+from onnxopt.runtime.local import run_in_child
+from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import NATIVE, Target
+from onnxopt.runtime.timing import interleave
+
+if TYPE_CHECKING:
+    from onnxopt.data.dataset import Dataset
+
+_BATCH = 32
+
+
+def validate(
+    reference: Model | str | Path,
+    candidate: Model | str | Path,
+    dataset: Dataset,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    target: Target = NATIVE,
+    track: Track = silent,
+) -> Validation:
+    """Compare two models on every sample of the dataset; time them at ``batch``.
+
+    Give paths where there are files: a Model is first written to one. Raises ExecutionError when a model cannot be run,
+    ModelError when their outputs have other names, DataError when the dataset is empty.
+    """
+    if dataset.count == 0:
+        raise DataError(f"{dataset.source} holds no samples to validate on")
+    with _as_file(reference) as reference_path, _as_file(candidate) as candidate_path:
+        original, other = (Session(path, threads=threads) for path in (reference_path, candidate_path))
+        if missing := sorted(set(original.outputs) - set(other.outputs)):
+            raise ModelError(f"the candidate has no output '{missing[0]}': it cannot be compared with this reference")
+        quality = _quality(original, other, dataset, track)
+        feed = next(iter(dataset.batches(batch, stop=batch)))
+        size = 1 if dataset.batching.whole else _leading(feed)
+        timing = interleave(original, other, feed)
+        del original, other
+        memory, trouble = _memory((reference_path, candidate_path), feed, threads)
+    notes = [*quality.notes, *trouble]
+    if size != batch:
+        notes.append(f"timed at batch {size}, not {batch}: the graph or the data has it so")
+    latency_reference, latency = _latency(timing.reference_ms), _latency(timing.candidate_ms)
+    return Validation(
+        target=target.name,
+        samples=dataset.count,
+        sqnr_db=quality.sqnr_db,
+        cosine=quality.cosine,
+        outputs=quality.outputs,
+        agreement=quality.agreement,
+        accuracy=quality.accuracy,
+        accuracy_reference=quality.accuracy_reference,
+        accuracy_top5=quality.accuracy_top5,
+        accuracy_top5_reference=quality.accuracy_top5_reference,
+        latency_ms=latency.median_ms,
+        latency_reference_ms=latency_reference.median_ms,
+        latency=latency,
+        latency_reference=latency_reference,
+        speedup=timing.speedup,
+        speedup_low=timing.speedup_low,
+        speedup_high=timing.speedup_high,
+        threads=threads,
+        batch=size,
+        peak_memory_bytes=memory[1],
+        peak_memory_reference_bytes=memory[0],
+        notes=tuple(notes),
+    )
+
+
+def _quality(original: Session, other: Session, dataset: Dataset, track: Track) -> Quality:
+    comparison = Comparison(dataset.labels)
+    size = 1 if dataset.batching.whole else dataset.batching.fixed or _BATCH
+    for feed in track(dataset.batches(size), "validate", -(-dataset.count // size)):
+        comparison.add(feed, original.run(feed), other.run(feed))
+    return comparison.result(dataset.count)
+
+
+def _memory(paths: tuple[Path, Path], feed: Feed, threads: int) -> tuple[tuple[int | None, int | None], list[str]]:
+    """What each model adds to a process at most. Not known is not fatal: both ran here."""
+    try:
+        runs = [run_in_child(path, feed, threads=threads) for path in paths]
+    except ExecutionError as error:
+        return (None, None), [f"peak memory not measured: {error}"]
+    return (runs[0].memory_bytes, runs[1].memory_bytes), []
+
+
+def _latency(times_ms: Array) -> Latency:
+    low, median, high = (float(q) for q in np.percentile(times_ms, (10, 50, 90)))
+    return Latency(median, low, high)
+
+
+def _leading(feed: Feed) -> int:
+    return next((len(value) for value in feed.values() if value.ndim), 1)
+
+
+@contextmanager
+def _as_file(model: Model | str | Path) -> Iterator[Path]:
+    """A file of the model: its own, or one made for the time being."""
+    if not isinstance(model, Model):
+        yield Path(model)
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxopt-") as folder,
+        io.staged(model, Path(folder) / "model.onnx") as file,
+    ):
+        yield file.path
