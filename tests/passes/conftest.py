@@ -79,7 +79,7 @@ def _parse(text: str, opset: int = 17, seed: int = 0, **values: Any) -> onnx.Mod
     """A model from the text of its graph in ONNX's own notation.
 
     Tensors that the text declares in ``<...>`` and that no node makes become weights: those given in ``values``, the
-    others drawn from a normal distribution with the seed. An output ``float[]``, of unknown rank, is given its shape.
+    others drawn from a normal distribution with the seed. Outputs ``float[]`` get their real type and shape.
     """
     header = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
     proto = onnx.parser.parse_model(text if text.lstrip().startswith("<") else header + text)
@@ -93,6 +93,9 @@ def _parse(text: str, opset: int = 17, seed: int = 0, **values: Any) -> onnx.Mod
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         array = np.broadcast_to(values.get(value.name, rng.standard_normal(shape)), shape).astype(dtype)
         graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    for value in graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.ClearField("type")
     inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.output}
     for value in graph.output:
         value.CopyFrom(inferred[value.name])
