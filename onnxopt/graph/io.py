@@ -154,11 +154,14 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_supported(model: Model, path: Path) -> None:
     if 0 < model.opset < MIN_OPSET:
         raise ModelError(f"{path} uses opset {model.opset}; {MIN_OPSET} is the oldest supported: export it again")
+    read = 0
     for constant in model.constants():
         if np.issubdtype(constant.dtype, np.floating) and constant.nbytes and _has_nan(constant):
             raise ModelError(f"the weights '{constant.name}' in {path} contain NaN: such a model cannot work")
-        if constant.nbytes > _CHUNK_BYTES:
+        read += constant.nbytes
+        if read > _CHUNK_BYTES:
             model.release()
+            read = 0
     model.release()
 
 
