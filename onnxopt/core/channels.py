@@ -1,0 +1,106 @@
+"""Which channels to remove: layers that make channels, how much each channel matters, and how many may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, gcd
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.graph import layer as layers
+from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
+from onnxopt.graph.labels import Labels
+from onnxopt.graph.layer import Floats, layout
+
+_Tensors: TypeAlias = Callable[[Node], Iterable[Tensor]]
+_SMALLEST_STEP = 4
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A layer and the class of each of its output channels."""
+
+    layer: Node
+    axis: int
+    classes: Labels
+
+    def norms(self, order: int) -> Floats:
+        """The norm (1 or 2) of the weights behind each channel, with mean 1."""
+        view = layout(self.layer)
+        weight = np.moveaxis(self.layer.inputs[1].values.reshape(view.shape), view.out, 1)
+        found = np.linalg.norm(weight.reshape(view.outputs, -1).astype(np.float64), order, axis=1)
+        return np.asarray(found / max(float(found.mean()), 1e-30))
+
+
+def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
+    """The layers of a graph whose weights are constant."""
+    found = []
+    for node in graph.nodes:
+        if node.is_standard and node.op in layers.LAYERS and not layers.fault(node):
+            axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
+            found.append(Producer(node, axis, coupling.output(node, axis)))
+    return found
+
+
+def scores(makers: Sequence[Producer], coupling: Coupling, order: int) -> Floats:
+    """By class: the mean norm over the channels that it has in all layers; NaN where no layer makes it."""
+    total, count = np.zeros(coupling.count + 1), np.zeros(coupling.count + 1)
+    for maker in makers:
+        np.add.at(total, maker.classes, maker.norms(order))
+        np.add.at(count, maker.classes, 1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count)
+
+
+def widths(makers: Sequence[Producer], coupling: Coupling) -> Labels:
+    """By class: how many channels of one layer it is, at most."""
+    found = np.zeros(coupling.count + 1, np.intp)
+    for maker in makers:
+        classes, count = np.unique(maker.classes, return_counts=True)
+        found[classes] = np.maximum(found[classes], count)
+    return found
+
+
+def shared(makers: Sequence[Producer], coupling: Coupling) -> npt.NDArray[np.bool_]:
+    """By class: does more than one layer make it?"""
+    count = np.zeros(coupling.count + 1, np.intp)
+    for maker in makers:
+        count[np.unique(maker.classes)] += 1
+    return np.asarray(count > 1)
+
+
+def kept(classes: int, width: int, ratio: float, align: int, channel_step: int) -> int:
+    """How many of ``classes`` stay, each ``width`` channels wide: the fewest that are at least ``1 - ratio`` of them.
+
+    In channels it is a multiple of ``align``; with 0, of the power of two up to ``channel_step`` that is no more than
+    a quarter of them, and at least 4: below that, ONNX Runtime's blocked kernels fall back to slow ones.
+    """
+    if not align:
+        quarter = max(_SMALLEST_STEP, classes * width // 4)
+        align = min(channel_step, 1 << (quarter.bit_length() - 1))
+    step = align // gcd(align, width)
+    return min(classes, step * max(1, ceil(classes * (1 - ratio) / step - 1e-9)))
+
+
+def ends(graph: Graph) -> set[int]:
+    """The layers (their ``id``) before which, or after which, there is no other on the way through the graph."""
+    first = _outermost(graph.nodes, reads, lambda node: node.outputs)
+    return first | _outermost(reversed(graph.nodes), lambda node: node.outputs, reads)
+
+
+def _outermost(nodes: Iterable[Node], near: _Tensors, far: _Tensors) -> set[int]:
+    """The layers met first, going through ``nodes`` from the tensors ``near`` each to those ``far``."""
+    reached: set[int] = set()
+    found = set()
+    for node in nodes:
+        behind = any(id(t) in reached for t in near(node))
+        if not behind and node.op in layers.LAYERS and any(not is_constant(t) for t in node.inputs):
+            found.add(id(node))
+            behind = True
+        if behind:
+            reached.update(id(t) for t in far(node))
+    return found

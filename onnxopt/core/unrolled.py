@@ -1,0 +1,123 @@
+"""A layer written as one matrix product for each group of channels: rows of what it reads, times its weights.
+
+``targets[n, g] = weight[g] @ rows[n, g] + bias[g]`` for Conv, ConvTranspose, Gemm and MatMul alike; weight (groups,
+outputs, inputs x kernel), bias (groups, outputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from onnxopt.core.pass_ import label
+from onnxopt.graph import layer as layers
+from onnxopt.graph.ir import Node, Variable, is_constant, replace_uses
+from onnxopt.graph.layer import Floats, layout
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
+from onnxopt.numerics import patches
+from onnxopt.numerics.patches import Positions
+
+WIDEST = 6_000
+_OWN_PADS = (None, "NOTSET")
+
+
+def fault(layer: Node) -> str:
+    """Why a layer cannot be written so and solved for, to be read after its name; empty if it can."""
+    if found := layers.fault(layer):
+        return found
+    view = layout(layer)
+    width = view.shape[view.into] * view.shape[3]
+    if width > WIDEST:
+        return f"sums over {width} inputs, too many to solve for"
+    if layers.bias(layer).size not in (1, view.outputs):
+        return "has a bias that is not one number per channel"
+    if layer.attrs.get("transA", 0):
+        return "transposes its input"
+    if layer.op == "ConvTranspose" and ("output_shape" in layer.attrs or layer.attrs.get("auto_pad") not in _OWN_PADS):
+        return "pads automatically"
+    return ""
+
+
+def read(layer: Node) -> tuple[Floats, Floats]:
+    """Weight and bias."""
+    view = layout(layer)
+    weight = np.asarray(layer.inputs[1].values, np.float64).reshape(view.shape) * layer.attrs.get("alpha", 1.0)
+    weight = weight if view.out == 1 else weight.swapaxes(1, 2)
+    weight = weight[..., ::-1] if layer.op == "ConvTranspose" else weight
+    bias = np.broadcast_to(layers.bias(layer).reshape(-1), (view.outputs,))
+    return weight.reshape(view.shape[0], view.shape[view.out], -1).copy(), bias.reshape(view.shape[0], -1).copy()
+
+
+def write(model: Model, layer: Node, weight: Floats, bias: Floats) -> None:
+    """Give the layer a new weight and bias, in its own form."""
+    view, old = layout(layer), layer.inputs[1]
+    full = weight.reshape(view.shape[0], view.shape[view.out], view.shape[view.into], view.shape[3])
+    full = full[..., ::-1] if layer.op == "ConvTranspose" else full
+    full = full if view.out == 1 else full.swapaxes(1, 2)
+    new = model.constant(f"{label(layer)}.weight", np.ascontiguousarray(full.reshape(old.shape)).astype(old.dtype))
+    shift = model.constant(f"{label(layer)}.bias", bias.reshape(-1).astype(old.dtype))
+    layer.attrs.pop("alpha", None)
+    layer.attrs.pop("beta", None)
+    if layer.op == "MatMul":
+        layer.inputs[1] = new
+        _add_behind(model, layer, shift.values)
+    else:
+        layer.inputs = [layer.inputs[0], new, shift]
+
+
+def _add_behind(model: Model, layer: Node, shift: Array) -> None:
+    """A MatMul has no bias: what it would be goes into the constant that is added next, or into an Add of its own."""
+    y = layer.outputs[0]
+    follower = y.outputs[0] if len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs) else None
+    if follower is not None and follower.op == "Add" and follower.is_standard:
+        slot = next((i for i, t in enumerate(follower.inputs) if is_constant(t) and t.dtype == shift.dtype), None)
+        if slot is not None and len(follower.inputs[slot].shape) <= 1:
+            old = follower.inputs[slot]
+            follower.inputs[slot] = model.constant(old.name, np.asarray(old.values + shift, shift.dtype))
+            return
+    shifted = Variable(model.fresh_name(f"{y.name}_shifted"), y.dtype, y.shape)
+    replace_uses(y, shifted)
+    add = Node("Add", model.fresh_name(f"{label(layer)}_bias"), [y, model.constant(f"{y.name}_bias", shift)], [shifted])
+    model.graph.nodes.insert(next(i for i, n in enumerate(model.graph.nodes) if n is layer) + 1, add)
+
+
+def targets(layer: Node, y: Array) -> Array:
+    """What the layer made, as rows: (positions, channels)."""
+    return (np.moveaxis(y, 1, -1) if _convolves(layer) else y).reshape(-1, y.shape[1 if _convolves(layer) else -1])
+
+
+def rows(layer: Node, x: Array, y_shape: tuple[int, ...], at: Positions) -> Array:
+    """What the layer read for the rows ``at`` of its targets: (len(at), channels x kernel)."""
+    if not _convolves(layer):
+        return x.reshape(-1, x.shape[-1])[at]
+    rank = x.ndim - 2
+    kernel = tuple(layer.inputs[1].shape[2:])
+    strides, dilations = (layer.attrs.get(name, [1] * rank) for name in ("strides", "dilations"))
+    pads = layer.attrs.get("pads", [0] * 2 * rank)
+    if layer.op == "Conv":
+        auto = layer.attrs.get("auto_pad", "NOTSET")
+        if auto.startswith("SAME"):
+            pads = patches.same_pads(x.shape[2:], kernel, strides, dilations, upper=auto == "SAME_UPPER")
+        elif auto == "VALID":
+            pads = [0] * 2 * rank
+        return patches.patches(x, kernel, strides, pads, dilations, at)
+    # A transposed convolution is a plain one with turned weights over the input with zeros put in between.
+    spread = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype)
+    spread[_inner(slice(None, None, s) for s in strides)] = x
+    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    begins = [r - p for r, p in zip(reach, pads, strict=False)]
+    ends = [n + r - m - b for n, r, m, b in zip(y_shape[2:], reach, spread.shape[2:], begins, strict=True)]
+    inside = _inner(slice(max(0, -b), m - max(0, -e)) for b, e, m in zip(begins, ends, spread.shape[2:], strict=True))
+    outside = [max(0, n) for n in (*begins, *ends)]
+    return patches.patches(spread[inside], kernel, [1] * rank, outside, dilations, at)
+
+
+def _inner(parts: Iterable[slice]) -> tuple[slice, ...]:
+    """An index that takes these parts of the spatial axes of all samples and channels."""
+    return (slice(None), slice(None), *parts)
+
+
+def _convolves(layer: Node) -> bool:
+    return layer.op in ("Conv", "ConvTranspose")

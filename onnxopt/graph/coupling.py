@@ -1,0 +1,180 @@
+"""Which channels live and die together.
+
+Every index of every axis of every tensor carries a label; operators state which labels are equal (``coupling_rules``,
+``coupling_moves``), and the connected components of those statements are the classes: a class is removed whole or not
+at all. Class 0 is what stays: the model's boundary, axes that a rule does not speak for, operators without a rule, axes
+without a fixed size, tensors that the body of an If, Loop or Scan reads.
+
+Constants of rank 0 and 1 (biases, scales) are labelled anew for each use, because equal vectors of unrelated layers are
+often stored once; matrices and kernels once for all uses, so that shared weights stay shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.graph import coupling_moves, coupling_rules, dims
+from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
+from onnxopt.graph.labels import Contraction, Labels, Operand, Site, Statements
+from onnxopt.graph.model import Model
+
+_RULES = coupling_rules.rules | coupling_moves.rules
+_Key: TypeAlias = tuple[int, int]
+
+
+class Coupling:
+    """The classes of a model's main graph, numbered from 1 to ``count``.
+
+    ``shapes`` are observed shapes of its tensors by name; a tensor without one freezes the nodes around it. ``free``
+    says by name which axes have no fixed size. Changes to the model make it stale.
+    """
+
+    def __init__(
+        self, model: Model, shapes: Mapping[str, tuple[int, ...]], free: Mapping[str, tuple[bool, ...]]
+    ) -> None:
+        self._opset = model.opset
+        self._shapes = shapes
+        self._first: dict[_Key, tuple[int, ...]] = {}
+        self._said = Statements()
+        self._traced = dims.trace(model.graph.nodes, shapes)
+        for node in model.graph.nodes:
+            self._state(node)
+            for tensor in node.outputs:
+                self._freeze_axes(tensor, free.get(tensor.name, ()), "its size is free")
+            for body in node.bodies():
+                self._freeze_captured(body, f"read inside the body of {node.op} '{node.name}'")
+        self._freeze_boundary(model.graph)
+        self._said.decide()
+        self._component, self._reason = self._said.solve()
+        movable = self._reason < 0
+        movable[self._component[0]] = False
+        self.count = int(movable.sum())
+        self._class: Labels = np.where(movable, np.cumsum(movable), 0)[self._component]
+
+    @property
+    def contractions(self) -> list[Contraction]:
+        """Every place where channels end in a sum."""
+        return self._said.contractions
+
+    def input(self, node: Node, slot: int, axis: int) -> Labels:
+        """The class of every index along an axis of an input of a node."""
+        return self._class[self._labels(node, slot, node.inputs[slot], axis)]
+
+    def output(self, node: Node, axis: int, slot: int = 0) -> Labels:
+        """The class of every index along an axis of an output of a node."""
+        return self._class[self._labels(node, slot, node.outputs[slot], axis)]
+
+    def why_frozen(self, node: Node, axis: int) -> str:
+        """What holds the first index that stays along an axis of an output, in words; empty when none does."""
+        labels = self._labels(node, 0, node.outputs[0], axis)
+        stated = self._reason[self._component[labels]]
+        stated = stated[stated >= 0]
+        return self._said.why[int(stated[0])] if len(stated) else ""
+
+    def rank(self, tensor: Tensor) -> int:
+        """The number of axes of a tensor; 0 also where it is not known."""
+        return len(self._shape(tensor) or ())
+
+    def joined(self) -> npt.NDArray[np.bool_]:
+        """By class: is it part of a sum of several computed tensors, as a residual stream is?"""
+        found = np.zeros(self.count + 1, bool)
+        for labels in self._said.joins:
+            found[self._class[labels]] = True
+        return found
+
+    def blocks(self) -> list[Labels]:
+        """Classes that occur along just the same axes of the same tensors: every axis is a union of blocks.
+
+        Something must stay of every block, or an axis would come to nothing.
+        """
+        starts = np.unique(np.array([s for first in self._first.values() for s in first], np.intp))
+        axis = np.searchsorted(starts, np.arange(self._said.size), side="right")
+        names = np.random.default_rng(0).integers(1, 2**63, size=len(starts) + 1, dtype=np.uint64)
+        signature = np.zeros(self.count + 1, np.uint64)
+        np.add.at(signature, self._class, names[axis])
+        _, block = np.unique(signature[1:], return_inverse=True)
+        order = np.argsort(block, kind="stable")
+        found = np.split(order + 1, np.flatnonzero(np.diff(block[order])) + 1)
+        return sorted((b for b in found if len(b)), key=lambda b: int(b[0]))
+
+    def _state(self, node: Node) -> None:
+        """Apply the node's rule, and freeze what it did not speak for."""
+        inputs = [self._operand(node, slot, t) for slot, t in enumerate(node.inputs)]
+        outputs = [self._operand(node, slot, t) for slot, t in enumerate(node.outputs)]
+        known = [o for o in (*inputs, *outputs) if o is not None]
+        whole = len(known) == sum(not t.is_empty() for t in (*node.inputs, *node.outputs))
+        rule = _RULES.get(node.op) if node.is_standard else None
+        made = [o for o in outputs if o is not None]
+        site = Site(node, inputs, made, self._opset, self._axis_of, self._numbers, self._said)
+        if rule is not None and whole:
+            rule(site)
+            why = f"{node.op} '{site.name}' computes across it"
+        else:
+            op = node.op if node.is_standard else f"{node.domain}.{node.op}"
+            why = f"{op} '{site.name}' has {'no rule' if whole else 'a tensor of unknown shape'}"
+        for operand in known:
+            for k in set(range(operand.rank)) - operand.spoken:
+                self._said.freeze(operand[k], why)
+        if node.op != "Shape" and not any(id(t) in self._traced for t in node.outputs):
+            taken = coupling_moves.TAKES_SIZES.get(node.op, ())
+            for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
+                self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with its size")
+
+    def _freeze_axes(self, tensor: Tensor, which: Iterable[bool], why: str) -> None:
+        first, shape = self._first.get((id(tensor), -1)), self._shape(tensor)
+        if first is not None and shape is not None:
+            for start, n, wanted in zip(first, shape, which, strict=False):
+                if wanted:
+                    self._said.freeze(np.arange(start, start + n), why)
+
+    def _freeze_tensor(self, tensor: Tensor, why: str) -> None:
+        self._freeze_axes(tensor, [True] * self.rank(tensor), why)
+        self._freeze_sizes(tensor, why)
+
+    def _freeze_sizes(self, tensor: Tensor, why: str) -> None:
+        """The axes whose lengths a tensor holds must keep them."""
+        for entry in self._traced.get(id(tensor), ()):
+            if isinstance(entry, dims.Size):
+                self._said.freeze(self._axis_of(entry), why)
+
+    def _freeze_captured(self, body: Graph, why: str) -> None:
+        for tensor in (*(t for node in body.nodes for t in reads(node)), *body.outputs):
+            if not is_constant(tensor):
+                self._freeze_tensor(tensor, why)
+
+    def _freeze_boundary(self, graph: Graph) -> None:
+        for what, tensors in (("an input", graph.inputs), ("an output", graph.outputs)):
+            for tensor in tensors:
+                self._freeze_tensor(tensor, f"'{tensor.name}' is {what} of the model")
+
+    def _operand(self, node: Node, slot: int, tensor: Tensor) -> Operand | None:
+        shape = None if tensor.is_empty() else self._shape(tensor)
+        if shape is None:
+            return None
+        key = _key(node, slot, tensor)
+        if key not in self._first:
+            self._first[key] = self._said.fresh(shape)
+        return Operand(tensor, slot, shape, self._first[key])
+
+    def _labels(self, node: Node, slot: int, tensor: Tensor, axis: int) -> Labels:
+        operand = self._operand(node, slot, tensor)
+        return np.zeros(0, np.intp) if operand is None else operand[axis]
+
+    def _axis_of(self, size: dims.Size) -> Labels:
+        start, n = self._first[id(size.tensor), -1][size.axis], self._shapes[size.tensor.name][size.axis]
+        return np.arange(start, start + n)
+
+    def _numbers(self, tensor: Tensor) -> dims.Entries | None:
+        return dims.entries(tensor, self._traced, self._shapes)
+
+    def _shape(self, tensor: Tensor) -> tuple[int, ...] | None:
+        return tuple(tensor.shape) if is_constant(tensor) else self._shapes.get(tensor.name)
+
+
+def _key(node: Node, slot: int, tensor: Tensor) -> _Key:
+    """Where a tensor's labels are kept: by tensor, or by use for small constants."""
+    return (id(node), slot) if is_constant(tensor) and len(tensor.shape) < 2 else (id(tensor), -1)
