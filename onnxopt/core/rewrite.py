@@ -42,10 +42,10 @@ class RewritePass(Pass, Generic[M]):
         while True:
             skips: list[Skip] = []
             before = changed
-            infer = cache(partial(shapes.specs, model))
+            proven = cache(partial(shapes.proven, model))
             nodes = sum(len(g.nodes) for g in model.graphs())
             for graph in list(model.graphs()):
-                scope = Scope(graph, infer)
+                scope = Scope(graph, proven)
                 for node in context.track(list(graph.nodes), self.name, nodes if graph is model.graph else None):
                     if not scope.holds(node) or (node.outputs and not any(_used(t, scope) for t in node.outputs)):
                         continue

@@ -132,12 +132,12 @@ class Graph(gs.Graph):  # type: ignore[misc]  # graphsurgeon is untyped
 class Scope:
     """What belongs to one graph, looked up in constant time. Made afresh after a change.
 
-    ``infer`` is called when a tensor's type or shape is first asked for.
+    ``proven`` gives types and shapes by name; it is called when they are first asked for.
     """
 
-    def __init__(self, graph: Graph, infer: Callable[[], Mapping[str, TensorSpec]] = dict) -> None:
+    def __init__(self, graph: Graph, proven: Callable[[], Mapping[str, TensorSpec]] = dict) -> None:
         self.graph = graph
-        self._infer = infer
+        self._proven = proven
         self._nodes = {id(n) for n in graph.nodes}
         self._outputs = {id(t) for t in graph.outputs}
 
@@ -154,12 +154,10 @@ class Scope:
         return len(tensor.outputs) == 1 and self.holds(tensor.outputs[0]) and not self.is_output(tensor)
 
     def spec(self, tensor: Tensor) -> TensorSpec:
-        """Type and shape, as far as they are known without running; ``object`` and None where they are not."""
-        known = self._infer() if not is_constant(tensor) else {}
-        if tensor.name in known:
-            return known[tensor.name]
-        shape = None if tensor.shape is None else tuple(tensor.shape)
-        return TensorSpec(tensor.name, np.dtype(object if tensor.dtype is None else tensor.dtype), shape)
+        """Type and shape, as far as they are certain without running; ``object`` and None where they are not."""
+        if is_constant(tensor):
+            return TensorSpec(tensor.name, np.dtype(tensor.dtype), tuple(tensor.shape))
+        return self._proven().get(tensor.name) or TensorSpec(tensor.name, np.dtype(object), None)
 
     def producer(self, tensor: Tensor) -> Node | None:
         """The node of this graph that makes the tensor; None for inputs, constants and captured tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import onnx
@@ -21,19 +22,39 @@ def infer(model: Model, feed: Feed | None = None) -> Shapes:
 def specs(model: Model, feed: Feed | None = None) -> dict[str, TensorSpec]:
     """Types and shapes of tensors, bodies included, as ONNX's own inference finds them.
 
-    A free dimension is a name or None. With a ``feed``, the shapes that it leads to. Tensors that inference says
-    nothing of are missing: running the model on one sample tells the rest.
+    A free dimension is a name or None. What the file says of inner tensors is believed. With a ``feed``, the shapes that
+    it leads to. Tensors that inference says nothing of are missing: running the model on one sample tells the rest.
     """
     skeleton = model.skeleton()
     if feed is not None:
         _fix(skeleton.graph, feed)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception:  # inference is a help only: operators unknown to it, or shapes that contradict the file's own
-        inferred = skeleton
+    return _inferred(skeleton)
+
+
+def proven(model: Model) -> dict[str, TensorSpec]:
+    """Types and shapes of tensors by name, bodies included, as far as they follow from what the inputs may be.
+
+    For rewrites, which must be right for every feed: what the file says of inner tensors and outputs is not believed
+    (exporters write down the sizes of the example that they traced), and a default is not taken for a constant.
+    """
+    skeleton = model.skeleton()
+    defaults = [t for t in skeleton.graph.initializer if t.name in model.graph.defaults]
+    for tensor in defaults:
+        skeleton.graph.initializer.remove(tensor)
+    for graph in _graphs(skeleton.graph):
+        del graph.value_info[:]
+        for value in (*graph.output, *(graph.input if graph is not skeleton.graph else ())):
+            value.type.tensor_type.ClearField("shape")
+    return _inferred(skeleton)
+
+
+def _inferred(skeleton: onnx.ModelProto) -> dict[str, TensorSpec]:
+    # Inference is a help only: it raises on operators unknown to it, and on shapes that contradict the file's own.
+    with contextlib.suppress(Exception):
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     return {
         value.name: _spec(value)
-        for graph in _graphs(inferred.graph)
+        for graph in _graphs(skeleton.graph)
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type
     }
