@@ -22,11 +22,12 @@ from onnxopt.progress import Track, silent
 
 Run = Callable[[Feed], Mapping[str, Array]]
 
-# Values of one tensor of one sample that enter its histogram.
-HISTOGRAM_LIMIT = 8192
+# Values of one tensor that enter its histogram: of each sample, and (unless samples are very many) of all of them.
+_VALUES_A_SAMPLE = range(256, 4096)
+_VALUES = 2**20
 _VERSION = 1
 _BATCH_BYTES = 32 * 2**20
-_LARGEST_BATCH = 32
+_LARGEST_BATCH = 128
 _SHARD_BATCHES = 8
 _SAVE_EVERY_S = 2.0
 
@@ -80,7 +81,8 @@ def calibrate(
     began = time.perf_counter()
     names = sorted(set(tensors))
     histogram = method != "minmax"
-    identity = json.dumps([_VERSION, key, dataset.digest, names, histogram and HISTOGRAM_LIMIT])
+    limit = max(_VALUES_A_SAMPLE.start, min(_VALUES_A_SAMPLE.stop, _VALUES // max(1, dataset.count)))
+    identity = json.dumps([_VERSION, key, dataset.digest, names, limit if histogram else None])
     place = hashlib.sha256(identity.encode()).hexdigest()
     notes: list[str] = []
     progress = Progress(0, {})
@@ -92,11 +94,11 @@ def calibrate(
 
     if names and progress.done < dataset.count:
         size = batch or _batch_size(run, dataset)
-        progress = _advance(run, dataset, names, histogram, progress, size, track, cache, place)
+        progress = _advance(run, dataset, names, limit if histogram else None, progress, size, track, cache, place)
 
     statistics = {name: progress.statistics[name] for name in names if name in progress.statistics}
     ranges = {name: _range(s, method, levels) for name, s in statistics.items() if s.exact is not None}
-    notes.extend(_notes(names, statistics))
+    notes.extend(_notes(names, statistics, limit))
     return Calibration(ranges, statistics, dataset.count, time.perf_counter() - began, tuple(notes))
 
 
@@ -104,7 +106,7 @@ def _advance(
     run: Run,
     dataset: Samples,
     names: Iterable[str],
-    histogram: bool,
+    limit: int | None,
     progress: Progress,
     size: int,
     track: Track,
@@ -124,7 +126,7 @@ def _advance(
                 samples = _samples(feed)
                 for name in names:
                     if name in values:
-                        seen = Statistics.of(values[name], samples, histogram, HISTOGRAM_LIMIT)
+                        seen = Statistics.of(values[name], samples, limit)
                         merged[name] = merged[name] + seen if name in merged else seen
             progress = Progress(stop, merged)
             if cache is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
@@ -157,7 +159,7 @@ def _range(statistics: Statistics, method: Method, levels: int) -> Range:
     return choose_range(method, exact, histogram.nonzero, histogram.edges, levels)
 
 
-def _notes(names: Sequence[str], statistics: Mapping[str, Statistics]) -> Iterator[str]:
+def _notes(names: Sequence[str], statistics: Mapping[str, Statistics], limit: int) -> Iterator[str]:
     sampled = 0
     for name in names:
         s = statistics.get(name)
@@ -172,6 +174,6 @@ def _notes(names: Sequence[str], statistics: Mapping[str, Statistics]) -> Iterat
         sampled += s.histogram is not None and s.histogram.sampled
     if sampled:
         yield (
-            f"histograms of {sampled} large tensors count about {HISTOGRAM_LIMIT} evenly spread values of each sample; "
+            f"histograms of {sampled} large tensors count about {limit} evenly spread values of each sample; "
             "minimum and maximum are of all values"
         )

@@ -95,17 +95,17 @@ class Statistics:
     histogram: Histogram | None = None
 
     @classmethod
-    def of(cls, x: Array, samples: int = 1, histogram: bool = False, limit: int = 8192) -> Statistics:
+    def of(cls, x: Array, samples: int = 1, limit: int | None = None) -> Statistics:
         """Of ``x``, which holds ``samples`` samples along its first axis (ignored where that does not divide).
 
-        At most about ``limit`` values of each sample go into the histogram, evenly spread over it; the extremes and
-        the other counts are always of all values.
+        At most ``limit`` values of each sample go into the histogram, evenly spread over it (None: no histogram); the
+        extremes and the other counts are always of all values.
         """
         x = np.asarray(x)
         if x.dtype.kind not in "fiub":  # bfloat16 and the 8 bit floats
             x = x.astype(np.float32)
         if x.size == 0:
-            return cls(histogram=Histogram() if histogram else None)
+            return cls(histogram=None if limit is None else Histogram())
         lo, hi = float(x.min()), float(x.max())
         nans = infs = 0
         if not (np.isfinite(lo) and np.isfinite(hi)):  # NaN and Inf show in the extremes: a second look only then
@@ -113,8 +113,8 @@ class Statistics:
             nans = int(np.isnan(x).sum())
             infs = x.size - finite.size - nans
             lo, hi = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
-        found = Histogram() if histogram else None
-        if histogram and lo <= hi:
+        found = None if limit is None else Histogram()
+        if limit is not None and lo <= hi:
             spread, sampled = _spread(x, samples, limit)
             if nans or infs:
                 spread = spread[np.isfinite(spread)]
@@ -150,4 +150,4 @@ def _spread(x: Array, samples: int, limit: int) -> tuple[Array, bool]:
         return rows, False
     while gcd(stride, size) > 1:
         stride += 1
-    return rows[:, ::stride], True
+    return np.ascontiguousarray(rows[:, ::stride]), True

@@ -6,7 +6,8 @@ not vote on where to clip the other half.
 
 A wide range wastes levels, a narrow one clips. ``percentile`` clips a fixed share of each tail; ``mse`` minimises the
 expected squared error of the quantizer itself; ``entropy`` minimises the Kullback-Leibler divergence between the
-values and the quantized values (Migacz, "8-bit inference with TensorRT", 2017), here for either side of zero.
+values and the quantized values (Migacz, "8-bit inference with TensorRT", 2017), here for either side of zero. Divergence
+knows the shape of a distribution and not the size of an error, so where values crowd near zero it clips hard.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ Cost: TypeAlias = Callable[[Floats, Floats], Floats]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-PERCENTILE = 99.99
-_COARSE = np.geomspace(1.0, 1 / 256, 80)
-_FINE = np.linspace(0.94, 1.06, 25)
+PERCENTILE = 99.999
+# Factors on an end of the range. Neighbours on the first grid are 1/7 apart, which is what the second one covers.
+_COARSE = np.geomspace(1.0, 1 / 256, 42)
+_FINE = np.linspace(0.86, 1.14, 29)
 
 
 class Range(NamedTuple):
@@ -62,16 +64,20 @@ def percentile(exact: Range, counts: Counts, edges: Floats, percent: float = PER
 
 
 def _search(cost: Cost, widest: Range) -> Range:
-    """Minimise ``cost(lo, hi)``, moving one end at a time: twice on a coarse grid, then twice on a fine one.
+    """Minimise ``cost(lo, hi)``, moving one end at a time: on a coarse grid, then on a fine one.
 
-    The expected squared error is convex in (lo, hi) up to rounding, so going end by end finds its minimum.
+    The expected squared error is convex in (lo, hi) up to rounding, so going end by end finds its minimum; where one
+    end is zero there is but one to move, and once is enough.
     """
     lo, hi = widest
-    for grid, fine in ((_COARSE, False), (_COARSE, False), (_FINE, True), (_FINE, True)):
-        highs = np.minimum((hi if fine else widest.hi) * grid, widest.hi)
-        hi = float(highs[np.argmin(cost(np.full_like(highs, lo), highs))])
-        lows = np.maximum((lo if fine else widest.lo) * grid, widest.lo)
-        lo = float(lows[np.argmin(cost(lows, np.full_like(lows, hi)))])
+    rounds = 2 if lo < 0 < hi else 1
+    for grid, fine in [(_COARSE, False)] * rounds + [(_FINE, True)] * rounds:
+        if widest.hi > 0:
+            highs = np.minimum((hi if fine else widest.hi) * grid, widest.hi)
+            hi = float(highs[np.argmin(cost(np.full_like(highs, lo), highs))])
+        if widest.lo < 0:
+            lows = np.maximum((lo if fine else widest.lo) * grid, widest.lo)
+            lo = float(lows[np.argmin(cost(lows, np.full_like(lows, hi)))])
     return Range(lo, hi)
 
 
@@ -104,8 +110,10 @@ def _squared_error(counts: Counts, edges: Floats, levels: int) -> Cost:
 def _divergence(counts: Counts, edges: Floats, levels: int) -> Cost:
     """KL divergence of P, the histogram clipped to [lo, hi] with what is outside added to its end bins, from Q.
 
-    Q gives every level's own count evenly to those bins of the level that P fills. Ranges with less than two bins a
-    level are not judged (infinite), because a bin tells nothing about what happens inside it.
+    Q gives every level's own count evenly to those bins of the level that P fills. What chance alone makes counts
+    within a level differ is taken off (half for every filled bin but one a level, as in a G-test), or few samples would
+    favour narrow ranges. Ranges with less than two bins a level are not judged (infinite), because a bin tells nothing
+    about what happens inside it.
     """
     width = edges[1] - edges[0]
     total = float(counts.sum())
@@ -125,7 +133,8 @@ def _divergence(counts: Counts, edges: Floats, levels: int) -> Cost:
             bins[:, level] += (counts[end] == 0) & (extra > 0)
             p_log_p += _xlogx(counts[end] + extra) - _xlogx(counts[end].astype(np.float64))
         log_q = np.log(np.maximum(kept, 0.5) / np.maximum(bins, 1) / kept.sum(axis=1, keepdims=True).clip(0.5))
-        divergence = (p_log_p - ((kept + outside) * log_q).sum(axis=1)) / total - np.log(total)
+        chance = (bins.sum(axis=1) - (bins > 0).sum(axis=1)) / 2
+        divergence = (p_log_p - ((kept + outside) * log_q).sum(axis=1) - chance) / total - np.log(total)
         return np.where(last - first >= 2 * levels, divergence, np.inf)
 
     return cost

@@ -95,7 +95,7 @@ def test_histogram_methods_clip_one_far_outlier(method: Method) -> None:
 
 
 def test_large_tensors_are_sampled_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "HISTOGRAM_LIMIT", 16)
+    monkeypatch.setattr(calibration, "_VALUES_A_SAMPLE", range(1, 16))
     found = calibrate(Net(), rows(), TENSORS, "percentile")
     assert found.notes == (
         "histograms of 2 large tensors count about 16 evenly spread values of each sample; "

@@ -95,14 +95,16 @@ def divergence(x: np.ndarray, found: Range, levels: int = 256) -> float:
     p[0] += counts[:first].sum()
     p[-1] += counts[last:].sum()
     q = np.zeros_like(p)
+    chance = 0.0
     for k in range(levels):
         cell = slice(k * len(p) // levels, (k + 1) * len(p) // levels)
         filled = p[cell] > 0
         if filled.any():
+            chance += (filled.sum() - 1) / 2
             q[cell][filled] = max(inside[cell].sum(), 0.5) / filled.sum()
     p, q = p / p.sum(), q / inside.sum()
     some = p > 0
-    return float((p[some] * np.log(p[some] / q[some])).sum())
+    return float((p[some] * np.log(p[some] / q[some])).sum() - chance / counts.sum())
 
 
 @pytest.mark.parametrize("name", ["normal", "relu", "laplace", "heavy", "heavy relu", "outliers", "negative"])
