@@ -22,8 +22,8 @@ def infer(model: Model, feed: Feed | None = None) -> Shapes:
 def specs(model: Model, feed: Feed | None = None) -> dict[str, TensorSpec]:
     """Types and shapes of tensors, bodies included, as ONNX's own inference finds them.
 
-    A free dimension is a name or None. What the file says of inner tensors is believed. With a ``feed``, the shapes that
-    it leads to. Tensors that inference says nothing of are missing: running the model on one sample tells the rest.
+    A free dimension is a name or None. What the file says of inner tensors is believed. With a ``feed``, the shapes
+    that it leads to. Tensors that inference says nothing of are missing: running the model on one sample tells the rest.
     """
     skeleton = model.skeleton()
     if feed is not None:
