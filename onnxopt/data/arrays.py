@@ -103,11 +103,7 @@ def _plan(
     signature: Signature, where: str, spec: TensorSpec, key: str, header: Header
 ) -> tuple[_Plan, tuple[str, ...]]:
     whole = signature.batching.whole
-    if (
-        signature.preprocess is not None
-        and header.dtype == np.uint8
-        and ImageShape.of(spec, signature.preprocess.layout)
-    ):
+    if signature.preprocess is not None and header.dtype == np.uint8 and ImageShape.of(spec) is not None:
         return _image_plan(signature.preprocess, whole, where, spec, key, header)
     if not is_safe(header.dtype.newbyteorder("="), spec.dtype):
         raise _unfit(where, spec, header, _advice(spec, header))

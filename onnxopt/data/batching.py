@@ -72,16 +72,29 @@ def _lone_image(shape: tuple[Dim, ...] | None) -> bool:
 
 
 def with_sizes(inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> tuple[TensorSpec, ...]:
-    """The same inputs with named dimensions fixed. Raises DataError for a name that no input has."""
-    names = {d for spec in inputs for d in spec.shape or () if isinstance(d, str)}
+    """The same inputs with named dimensions fixed, also within sums. Raises DataError for a name that no input has."""
+    names = {
+        t for s in inputs for d in s.shape or () if isinstance(d, str) for t in (d, *terms(d)) if not t.isdecimal()
+    }
     for name, size in sizes.items():
         if name not in names:
             raise DataError(f"no dimension is named {name!r}{nearest(name, names)}; the model takes {describe(inputs)}")
         if size < 1:
             raise DataError(f"dimension {name!r} cannot have size {size}; it must be at least 1")
     return tuple(
-        replace(
-            s, shape=None if s.shape is None else tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)
-        )
-        for s in inputs
+        replace(s, shape=None if s.shape is None else tuple(_with_sizes(d, sizes) for d in s.shape)) for s in inputs
     )
+
+
+def terms(dim: str) -> list[str]:
+    """The terms of a dimension that exporters write as a sum, such as ``past_length + sequence_length``."""
+    return [term.strip() for term in dim.split("+")]
+
+
+def _with_sizes(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    if not isinstance(dim, str):
+        return dim
+    if dim in sizes:
+        return sizes[dim]
+    known = [str(sizes.get(term, term)) for term in terms(dim)]
+    return sum(map(int, known)) if all(t.isdecimal() for t in known) else " + ".join(known)

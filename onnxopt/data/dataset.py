@@ -26,7 +26,7 @@ _DIGEST_CHUNK = 64
 class Hash(Protocol):
     """What hashlib makes."""
 
-    def update(self, data: bytes | memoryview, /) -> None: ...
+    def update(self, data: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def open_dataset(
     found = sources.find(source, signature, samples=samples, seed=seed, bounds=bounds or {})
     total = sum(p.rows for p in found.parts)
     rows, notes = np.arange(total), found.notes
-    if samples is not None and samples < total:
+    if samples is not None and samples < total and not found.synthetic:
         rows = spread(total, samples, seed)
         notes = (*notes, f"{samples} of {total} samples, one from each of {samples} equal stretches (seed {seed})")
     return _trimmed(Dataset(found.name, signature.inputs, found.parts, rows, notes, found.synthetic))
@@ -209,7 +209,7 @@ def _trimmed(dataset: Dataset) -> Dataset:
     unit, rest = dataset.unit, dataset.count % dataset.unit
     if dataset.count < unit:
         raise DataError(
-            f"{dataset.source}: {dataset.count} samples, and the graph fixes a batch of {unit}; give at least {unit} "
+            f"{dataset.source}: {dataset.count} samples are too few, the graph takes {unit} at once; give more "
             f"(the model takes {describe(dataset.inputs)})"
         )
     if rest == 0:
@@ -225,5 +225,4 @@ def _update(digest: Hash, part: Part, rows: IntArray) -> None:
         return
     for name, values in part.read(rows).items():
         digest.update(f"{name}: {values.dtype}{values.shape}".encode())
-        text = values.dtype.hasobject
-        digest.update(repr(values.tolist()).encode() if text else np.ascontiguousarray(values).view(np.uint8).data)
+        digest.update(repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes())

@@ -10,7 +10,8 @@ from onnxopt.graph.signature import Dim, TensorSpec
 
 Layout: TypeAlias = Literal["nchw", "nhwc"]
 # Attention caches, masks and states may have the shape of an image, and are none.
-_NO_IMAGE = re.compile(r"past|cache|state|hidden|mask|key|value", re.IGNORECASE)
+_NO_IMAGE = re.compile(r"past|cache|state|hidden|mask|(^|[._])(key|value)($|[._])", re.IGNORECASE)
+_SIDE = re.compile(r"height|width|^[hw]$", re.IGNORECASE)
 _SMALLEST = 8
 _CHANNELS = (3, 1, 4)
 
@@ -37,11 +38,18 @@ class ImageShape:
             return None
         readings = [_read(shape, side) for side in (("nchw", "nhwc") if layout is None else (layout,))]
         fit = [r for r in readings if r is not None]
-        return min(fit, key=lambda r: _CHANNELS.index(r.channels) if isinstance(r.channels, int) else 9, default=None)
+        return min(fit, key=lambda r: _doubt(r.channels), default=None)
 
     def item(self, channels: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of one image, without the batch axis."""
         return (channels, height, width) if self.layout == "nchw" else (height, width, channels)
+
+
+def _doubt(channels: Dim) -> int:
+    """Orders readings of one shape: the better the count of channels, the lower."""
+    if isinstance(channels, int):
+        return _CHANNELS.index(channels)
+    return len(_CHANNELS) + bool(channels is not None and _SIDE.search(channels))
 
 
 def _read(shape: tuple[Dim, ...], layout: Literal["nchw", "nhwc"]) -> ImageShape | None:

@@ -220,8 +220,10 @@ def file_labels(folder: Path, paths: Sequence[Path]) -> tuple[IntArray | None, t
     numbered = all(n.isdecimal() for n in names)
     if names and all(parents) and (numbered or len(names) > 1):
         values = {name: int(name) if numbered else i for i, name in enumerate(names)}
-        what = "numbers" if numbered else "names, sorted and counted from 0"
-        return np.array([values[p[0]] for p in parents], np.int64), (f"labels are the {what} of {len(names)} folders",)
+        note = (
+            "labels are the numbers that name the folders" if numbered else "labels count the folders, sorted by name"
+        )
+        return np.array([values[p[0]] for p in parents], np.int64), (note,)
     matches = [_LABELLED.match(p.name) for p in paths]
     if not all(matches):
         return None, ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from onnxopt.data.batching import is_batch_name, runs_along
+from onnxopt.data.batching import is_batch_name, runs_along, terms
 from onnxopt.data.casting import kind
 from onnxopt.data.image_shape import ImageShape
 from onnxopt.graph.signature import Dim, TensorSpec
@@ -26,8 +26,9 @@ def concrete(
     known: dict[str, int] = {}
     shapes = {}
     for spec in inputs:
+        shape = (None,) if spec.shape is None else spec.shape
         guesses = _guesses(spec, (sides or {}).get(spec.name, (_SIDE, _SIDE)))
-        shapes[spec.name] = tuple(_size(d, g, known) for d, g in zip(spec.shape or (None,), guesses, strict=True))
+        shapes[spec.name] = tuple(_size(d, g, known) for d, g in zip(shape, guesses, strict=True))
     return shapes
 
 
@@ -37,9 +38,9 @@ def _size(dim: Dim, guess: int, known: dict[str, int]) -> int:
     if dim is None:
         return guess
     if dim not in known:
-        terms = [t.strip() for t in dim.split("+")]
-        if len(terms) > 1:
-            known[dim] = sum(int(t) if t.isdecimal() else _size(t, _by_name(t, guess), known) for t in terms)
+        several = terms(dim)
+        if len(several) > 1:
+            known[dim] = sum(int(t) if t.isdecimal() else _size(t, _by_name(t, guess), known) for t in several)
         else:
             known[dim] = _by_name(dim, guess)
     return known[dim]

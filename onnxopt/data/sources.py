@@ -51,7 +51,7 @@ def find(
     """
     if source is None or source == SYNTHETIC:
         unit = signature.batching.unit
-        count = -(-(samples or _SYNTHETIC_COUNT) // unit) * unit
+        count = max((samples or _SYNTHETIC_COUNT) // unit, 1) * unit
         part, notes = synthetic.part(signature, count, seed, bounds)
         return Found(f"synthetic (seed {seed}): {part.where}", (part,), notes, synthetic=True)
     path = Path(source)
