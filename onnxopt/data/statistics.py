@@ -47,8 +47,9 @@ class Histogram:
         """Of finite ``values`` of any shape and type, taken as float32; none is larger than ``magnitude``."""
         if values.dtype != np.float32:
             values = np.clip(values.astype(np.float64), -_LARGEST, _LARGEST).astype(np.float32)
-        top = np.frexp(np.float32(min(magnitude, _LARGEST)))[1]
-        exponent = max(int(top) - (HALF.bit_length() - 1), _SMALLEST)
+        fraction, top = np.frexp(np.float32(min(magnitude, _LARGEST)))
+        # Nothing but zeros fits any width, so it must not set one.
+        exponent = max(int(top) - (HALF.bit_length() - 1), _SMALLEST) if fraction else _SMALLEST
         # Towards zero, then down by one below zero: a sign and a magnitude, so that halving is exact for both signs.
         index = (values * np.float32(2.0**-exponent)).astype(np.intp)
         index -= values < 0

@@ -6,7 +6,7 @@ not vote on where to clip the other half.
 
 A wide range wastes levels, a narrow one clips. ``percentile`` clips a fixed share of each tail; ``mse`` minimises the
 expected squared error of the quantizer itself; ``entropy`` minimises the Kullback-Leibler divergence between the
-values and the quantized values (Migacz, "8-bit inference with TensorRT", 2017), here for either side of zero. Divergence
+values and the quantized values (Migacz, "8-bit inference with TensorRT", 2017), here for either side of zero. It
 knows the shape of a distribution and not the size of an error, so where values crowd near zero it clips hard.
 """
 
