@@ -43,4 +43,4 @@ def decibels(x: float) -> str:
 
 def milliseconds(x: float) -> str:
     """Three digits: ``0.0173 ms``."""
-    return f"{x:.3g} ms" if x < 1000 else f"{x:.0f} ms"
+    return f"{_three(x)} ms" if x < 1000 else f"{x:.0f} ms"

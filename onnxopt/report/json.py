@@ -1,0 +1,123 @@
+"""A report as JSON that any parser takes, and back.
+
+Numbers that JSON does not have become text that both ``float()`` and JavaScript's ``Number()`` read: "Infinity",
+"-Infinity", "NaN". What could not be told is null. Keys always come in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxopt.errors import DataError, OutputError
+from onnxopt.report.inspection import Inspection
+from onnxopt.report.report import SCHEMA, Report, StepReport
+
+_NOT_IN_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as values that ``json.dumps(..., allow_nan=False)`` takes."""
+    content = {"schema": SCHEMA, **_plain(report)}
+    order = ("schema", "verdict", "versions", "machine", "input", "output", "passes", "validation", "gates", "notes")
+    return {key: content[key] for key in order}
+
+
+def from_json(content: Mapping[str, Any]) -> Report:
+    """The report that ``to_json`` made this of. Raises DataError for anything else."""
+    if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
+        raise DataError(f"this is no report of this version of onnxopt: its schema is not '{SCHEMA}'")
+    try:
+        return typing.cast(Report, _build(Report, content))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the report is damaged: {type(error).__name__} at {error}") from None
+
+
+def read_json(path: str | Path) -> Report:
+    """A report from a file. Raises DataError when there is none in it."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read the report {path}: {error.strerror}") from None
+    except ValueError:
+        raise DataError(f"{path} is not JSON") from None
+    return from_json(content)
+
+
+def write_json(report: Report, path: str | Path) -> None:
+    """Write a report, all or nothing. Raises OutputError where that cannot be done."""
+    _write(to_json(report), Path(path))
+
+
+def write_inspection(inspection: Inspection, path: str | Path) -> None:
+    """Write what ``onnxopt inspect`` found, all or nothing. Raises OutputError where that cannot be done."""
+    _write({"schema": SCHEMA.replace("report", "inspection"), **_plain(inspection)}, Path(path))
+
+
+def _write(content: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    scratch = path.with_name(f".onnxopt-{os.getpid()}-{path.name}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        where = f"cannot write the report {path}: {error.strerror}"
+        raise OutputError(f"{where}; choose another place with --report") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and numpy values as what JSON has."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(name for name, number in _NOT_IN_JSON.items() if number == value or math.isnan(number))
+    if isinstance(value, StepReport):
+        skips = [{"node": node, "why": why} for node, why in value.skips]
+        return {**_fields(value), "skips": skips}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """The opposite of ``_plain``, guided by the types of the fields."""
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _build(typing.get_args(kind)[0], value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        given = {name: _build(hint, value[name]) for name, hint in hints.items() if name in value}
+        return typing.cast(Any, kind)(**given)
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, Mapping):  # a skip
+            value = list(value.values())
+        return tuple(_build(typing.get_args(kind)[0], v) for v in value)
+    if kind is float:
+        return float(value)
+    if isinstance(value, str) and kind is Any:
+        return _NOT_IN_JSON.get(value, value)
+    if isinstance(value, list):
+        return [_build(Any, v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _build(Any, v) for k, v in value.items()}
+    return value

@@ -1,0 +1,224 @@
+"""A report for reading: tables on a terminal or in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxopt.graph.cost import OperatorCost
+from onnxopt.report import words
+from onnxopt.report.inspection import Inspection
+from onnxopt.report.report import FileInfo, GateResult, Report, StepReport, Validation
+
+Skips = Sequence[tuple[str, str]]
+
+_STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
+# Of the skips with one reason, so many nodes are named.
+_NAMED = 3
+
+
+class OptionLine(Protocol):
+    """An option as text: its name, type, default and meaning."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def default(self) -> str: ...
+    @property
+    def meaning(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PassLine:
+    """A pass as text: its name, one line on what it does, whether it keeps results, its options."""
+
+    name: str
+    does: str
+    exact: bool
+    options: Sequence[OptionLine]
+
+
+def render(report: Report, *, verbose: bool = False) -> RenderableType:
+    """The whole report. ``verbose`` names every place that was left alone, and every output."""
+    parts: list[RenderableType] = []
+    if report.passes:
+        parts.append(_passes(report.passes))
+    for step in report.passes:
+        if step.skips:
+            parts.append(_skips(step.skips, f"left alone by {step.spec}", verbose))
+    if report.input is not None:
+        parts.append(_comparison(report.input, report.output, report.validation, verbose))
+    if report.gates:
+        parts.append(_gates(report.gates))
+    notes = [*report.notes, *(n for v in report.validation for n in v.notes)]
+    parts += [Text.assemble(("note: ", "yellow"), note) for note in dict.fromkeys(notes)]
+    parts.append(Text(_verdict(report), style=_STYLE.get(report.verdict, "bold")))
+    return Group(*parts)
+
+
+def render_passes(passes: Iterable[PassLine]) -> RenderableType:
+    """Each pass with its options."""
+    parts: list[RenderableType] = []
+    for entry in passes:
+        kind = "exact" if entry.exact else "lossy"
+        parts.append(Text.assemble((entry.name, "bold"), f" ({kind})  {entry.does}"))
+        rows = [(f"  {o.name}", o.type, o.default, o.meaning) for o in entry.options]
+        parts.append(_table("", ("  option", "type ", "default ", "meaning "), rows) if rows else Text(""))
+    return Group(*parts)
+
+
+def render_inspection(found: Inspection, *, verbose: bool = False) -> RenderableType:
+    """A model at a glance, and what each pass could do to it. ``verbose`` names every place that is left alone."""
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    head = [("model", found.path), ("made by", found.producer), ("opset", opsets)]
+    head += [("input" if i == 0 else "", text) for i, text in enumerate(found.inputs)]
+    head += [("output" if i == 0 else "", text) for i, text in enumerate(found.outputs)]
+    operators = [_operator(o, found.total) for o in (*found.operators, found.total)]
+    prospects = [
+        (p.spec, "exact" if p.exact else "lossy", str(p.changed), str(len(p.skips)), p.failed) for p in found.passes
+    ]
+    return Group(
+        *(Text.assemble((f"{name:8}", "bold"), text) for name, text in head if text),
+        _table("Operators", ("operator", "count", "parameters", "weights", "MACs", ""), operators),
+        _table("Passes", ("pass", " ", "could change", "would leave alone", " "), prospects),
+        *(_skips(p.skips, f"left alone by {p.spec}", verbose) for p in found.passes if p.skips),
+        *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
+    )
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str | Text]]) -> Group:
+    """A title and a table: the first column to the left, the others to the right unless their name ends in a space."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        result.add_column(
+            column.strip(), justify="left" if i == 0 or column.endswith(" ") else "right", overflow="fold"
+        )
+    for row in rows:
+        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return Group(*([Text(title, "bold")] if title else ()), result)
+
+
+def _skips(found: Skips, title: str, verbose: bool) -> RenderableType:
+    """Places by the reason that they were left alone for, the most common first."""
+    reasons: dict[str, list[str]] = {}
+    for node, why in found:
+        reasons.setdefault(why, []).append(node)
+    rows = []
+    for why, nodes in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        named = nodes if verbose else nodes[:_NAMED]
+        more = f", and {len(nodes) - len(named)} more" if len(nodes) > len(named) else ""
+        rows.append((str(len(nodes)), why, ", ".join(named) + more))
+    return _table(title, ("", "why ", "where "), rows)
+
+
+def _passes(steps: Iterable[StepReport]) -> RenderableType:
+    rows = [
+        (step.spec, str(step.changed), str(len(step.skips)), f"{step.seconds:.1f} s", _figures(step.figures))
+        for step in steps
+    ]
+    return _table("Passes", ("pass", "changed", "left alone", "time", "figures "), rows)
+
+
+def _figures(figures: Mapping[str, object]) -> str:
+    """Those that are a single value; the others are in the JSON report."""
+    single = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and v != ""}
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in single.items())
+
+
+def _comparison(
+    before: FileInfo, after: FileInfo | None, validations: Sequence[Validation], verbose: bool
+) -> RenderableType:
+    rows: list[tuple[str, str, str, str]] = []
+    if after is not None:
+        rows.append(("size", words.size(before.bytes), words.size(after.bytes), _ratio(before.bytes, after.bytes)))
+        for what, a, b in (
+            ("parameters", before.parameters, after.parameters),
+            ("MACs", before.macs, after.macs),
+        ):
+            rows.append((what, words.count(a), words.count(b), _ratio(a, b)))
+    else:
+        rows.append(("size", words.size(before.bytes), "", ""))
+    for validation in validations:
+        rows += _validation(validation, verbose)
+    name = after.path if after is not None else ""
+    return _table("", ("", "original", "result", " "), [("file", before.path, name, ""), *rows])
+
+
+def _validation(v: Validation, verbose: bool) -> list[tuple[str, str, str, str]]:
+    """Rows of one target: what is measured on both, then how near they are."""
+    rows = [(f"on {v.target}, {v.samples} samples", "", "", "")]
+    for what, a, b in (
+        ("accuracy", v.accuracy_reference, v.accuracy),
+        ("accuracy, top 5", v.accuracy_top5_reference, v.accuracy_top5),
+    ):
+        if a is not None and b is not None:
+            rows.append((what, words.share(a), words.share(b), f"{100 * (b - a):+.1f} points"))
+    speed = f"{v.speedup:.2f} x ({v.speedup_low:.2f} to {v.speedup_high:.2f})"
+    rows.append((f"latency, batch {v.batch}, {_threads(v.threads)}", _spread(v, True), _spread(v, False), speed))
+    a, b = v.peak_memory_reference_bytes, v.peak_memory_bytes
+    if a is not None and b is not None:
+        rows.append(("peak memory", words.size(a), words.size(b), _ratio(a, b)))
+    if v.agreement is not None:
+        rows.append(("same top answer", "", words.share(v.agreement), ""))
+    rows.append(("signal to noise", "", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"))
+    if len(v.outputs) > 1 or verbose:
+        for output in v.outputs:
+            last = (
+                f"largest error {output.max_error:.3g}"
+                if output.equal is None
+                else f"{words.share(output.equal)} equal"
+            )
+            rows.append((f"  {output.name}", "", words.decibels(output.sqnr_db), last))
+    return rows
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
+
+
+def _spread(v: Validation, reference: bool) -> str:
+    latency = v.latency_reference if reference else v.latency
+    return f"{words.milliseconds(latency.median_ms)} ({latency.low_ms:.3g} to {latency.high_ms:.3g})"
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return f"{100 * b / a:.0f} %" if a and b is not None else ""
+
+
+def _gates(gates: Iterable[GateResult]) -> RenderableType:
+    marks = {True: Text("holds", "green"), False: Text("fails", "red"), None: Text("not judged", "yellow")}
+    return _table("Gates", ("gate", " ", "why "), [(g.name, marks[g.holds], g.why) for g in gates])
+
+
+def _verdict(report: Report) -> str:
+    """One line: what became of it, and why."""
+    failed = ", ".join(g.name for g in report.gates if g.holds is False)
+    saved = f"saved as {report.output.path}" if report.output is not None and report.passes else "every gate holds"
+    return {
+        "accepted": f"accepted: {saved}",
+        "forced": f"forced: {saved}, although {failed or 'a gate'} fails",
+        "rejected": f"rejected: {failed or 'a gate'} fails" + ("; nothing was saved" if report.passes else ""),
+        "not validated": f"not validated: {saved if report.output is not None else 'nothing was judged'}",
+        "not judged": "not judged",
+    }[report.verdict]
+
+
+def _operator(o: OperatorCost, total: OperatorCost) -> tuple[str, ...]:
+    share = f"{100 * o.macs / total.macs:.0f} %" if o.macs and total.macs else ""
+    size = words.size(o.weight_bytes) if o.weight_bytes else ""
+    return (
+        o.op,
+        str(o.count),
+        words.count(o.parameters) if o.parameters else "",
+        size,
+        words.count(o.macs) if o.macs != 0 else "",
+        share,
+    )

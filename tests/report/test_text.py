@@ -1,0 +1,207 @@
+"""What people read: the right figures, nothing lost on a narrow terminal, names taken literally."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console, RenderableType
+
+from onnxopt.core.spec import Option
+from onnxopt.graph.cost import OperatorCost
+from onnxopt.report.inspection import Inspection, Prospect
+from onnxopt.report.report import (
+    FileInfo,
+    GateResult,
+    Latency,
+    OutputQuality,
+    Report,
+    StepReport,
+    Validation,
+    Verdict,
+)
+from onnxopt.report.text import PassLine, render, render_inspection, render_passes
+
+VALIDATION = Validation(
+    target="native",
+    samples=500,
+    sqnr_db=28.4,
+    cosine=0.99912,
+    outputs=(OutputQuality("scores", 28.4, 0.999, 0.1), OutputQuality("best", 20.0, 0.99, math.nan, 0.99)),
+    agreement=0.985,
+    accuracy=0.805,
+    accuracy_reference=0.81,
+    accuracy_top5=None,
+    accuracy_top5_reference=None,
+    latency_ms=1.0,
+    latency_reference_ms=2.0,
+    latency=Latency(1.0, 0.9, 1.1),
+    latency_reference=Latency(2.0, 1.9, 2.1),
+    speedup=2.0,
+    speedup_low=1.95,
+    speedup_high=2.05,
+    threads=1,
+    batch=1,
+    peak_memory_bytes=5_000_000,
+    peak_memory_reference_bytes=10_000_000,
+    notes=("of the validation",),
+)
+SKIPS = (*((f"conv{i}", "shares its channels") for i in range(5)), ("[red]x[/red]", "last layer"))
+REPORT = Report(
+    versions={},
+    machine={},
+    passes=(
+        StepReport("fold-bn", 0.1, 3),
+        StepReport("prune:ratio=0.3", 1.5, 7, SKIPS, {"kept": 0.71234, "layers": {"a": 1}, "bits": 8}),
+    ),
+    notes=("of the run", "of the run"),
+    input=FileInfo("a.onnx", "00", 1000, 250, 4000),
+    output=FileInfo("b.onnx", "11", 300, 200, None),
+    validation=(VALIDATION,),
+    gates=(
+        GateResult("max-drop", 0.01, 0.005, True, "0.5 points lost"),
+        GateResult("min-speedup", 3, 2.0, False, "3 wanted"),
+        GateResult("other", 0, None, None, "nothing to judge"),
+    ),
+    verdict="accepted",
+)
+
+
+def shown(renderable: RenderableType, width: int = 140) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(renderable)
+    return out.getvalue()
+
+
+def lines(renderable: RenderableType, width: int = 140) -> list[list[str]]:
+    """Each line cut into cells: two spaces or more stand between them."""
+    return [[c.strip() for c in line.split("  ") if c.strip()] for line in shown(renderable, width).splitlines()]
+
+
+def test_all_figures_are_there() -> None:
+    found = lines(render(REPORT))
+    assert ["fold-bn", "3", "0", "0.1 s"] in found
+    assert ["prune:ratio=0.3", "7", "6", "1.5 s", "kept 0.712, bits 8"] in found
+    assert ["file", "a.onnx", "b.onnx"] in found
+    assert ["size", "1.00 kB", "300 bytes", "30 %"] in found
+    assert ["parameters", "250", "200", "80 %"] in found
+    assert ["MACs", "4.00 k", "?"] in found
+    assert ["accuracy", "81.0 %", "80.5 %", "-0.5 points"] in found
+    latency = ["latency, batch 1, 1 thread", "2.00 ms (1.9 to 2.1)", "1.00 ms (0.9 to 1.1)", "2.00 x (1.95 to 2.05)"]
+    assert latency in found
+    assert ["peak memory", "10.0 MB", "5.00 MB", "50 %"] in found
+    assert ["same top answer", "98.5 %"] in found
+    assert ["signal to noise", "28.4 dB", "cosine 0.99912"] in found
+    assert ["scores", "28.4 dB", "largest error 0.1"] in found
+    assert ["best", "20.0 dB", "99.0 % equal"] in found
+    assert ["max-drop", "holds", "0.5 points lost"] in found
+    assert ["min-speedup", "fails", "3 wanted"] in found
+    assert ["other", "not judged", "nothing to judge"] in found
+
+
+def test_notes_come_once() -> None:
+    text = shown(render(REPORT))
+    assert text.count("note: of the run") == 1
+    assert text.count("note: of the validation") == 1
+
+
+def test_skips_by_reason() -> None:
+    found = lines(render(REPORT))
+    assert ["left alone by prune:ratio=0.3"] in found
+    assert ["5", "shares its channels", "conv0, conv1, conv2, and 2 more"] in found
+    assert ["1", "last layer", "[red]x[/red]"] in found  # a name, not markup
+    assert ["5", "shares its channels", "conv0, conv1, conv2, conv3, conv4"] in lines(render(REPORT, verbose=True))
+
+
+def test_one_output_is_shown_only_when_asked_for() -> None:
+    one = replace(REPORT, validation=(replace(VALIDATION, outputs=VALIDATION.outputs[:1], threads=4),))
+    assert "largest error" not in shown(render(one))
+    assert "largest error" in shown(render(one, verbose=True))
+    assert "4 threads" in shown(render(one))
+
+
+def test_what_was_not_measured_is_not_shown() -> None:
+    bare = replace(VALIDATION, agreement=None, accuracy=None, peak_memory_bytes=None, sqnr_db=math.inf)
+    text = shown(render(replace(REPORT, validation=(bare,))))
+    assert "accuracy" not in text
+    assert "peak memory" not in text
+    assert "same top answer" not in text
+    assert ["signal to noise", "equal", "cosine 0.99912"] in lines(render(replace(REPORT, validation=(bare,))))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line"),
+    [
+        ("accepted", "accepted: saved as b.onnx"),
+        ("forced", "forced: saved as b.onnx, although min-speedup fails"),
+        ("rejected", "rejected: min-speedup fails; nothing was saved"),
+        ("not validated", "not validated: saved as b.onnx"),
+        ("not judged", "not judged"),
+    ],
+)
+def test_the_verdict_is_the_last_line(verdict: Verdict, line: str) -> None:
+    assert shown(render(replace(REPORT, verdict=verdict))).splitlines()[-1] == line
+
+
+def test_a_comparison_of_two_files_saves_nothing() -> None:
+    report = replace(REPORT, passes=(), gates=REPORT.gates[:1])
+    assert shown(render(report)).splitlines()[-1] == "accepted: every gate holds"
+    failed = replace(report, gates=REPORT.gates[1:2], verdict="rejected")
+    assert shown(render(failed)).splitlines()[-1] == "rejected: min-speedup fails"
+    assert "left alone" not in shown(render(failed))
+
+
+def test_a_rejected_result_has_no_file() -> None:
+    assert ["size", "1.00 kB"] in lines(render(replace(REPORT, output=None, verdict="rejected")))
+    assert shown(render(Report({}, {}))) == "not judged\n"
+
+
+def test_narrow_terminals_lose_nothing() -> None:
+    text = shown(render(REPORT), 60).replace("\n", " ")
+    for word in ("conv2", "28.4", "2.05)", "min-speedup", "0.99912"):
+        assert word in text
+
+
+def test_inspections() -> None:
+    conv = OperatorCost("Conv", 19, 267_696, 1_070_784, 40_550_400)
+    relu = OperatorCost("Relu", 19, 0, 0, 0)
+    total = OperatorCost("total", 38, 267_696, 1_070_784, 81_100_800)
+    found = Inspection(
+        path="m.onnx",
+        producer="maker 1",
+        opsets={"ai.onnx": 17, "own": 1},
+        inputs=("x: float32[N,3]", "mask: bool[N]"),
+        outputs=("y: float32[N,10]",),
+        total=total,
+        operators=(conv, relu),
+        passes=(
+            Prospect("prune", False, 8, SKIPS),
+            Prospect("clean", True, 0),
+            Prospect("svd", False, 0, failed="cannot"),
+        ),
+        notes=("made-up data",),
+    )
+    cells = lines(render_inspection(found))
+    assert ["opset", "ai.onnx 17, own 1"] in cells
+    assert ["input", "x: float32[N,3]"] in cells
+    assert ["mask: bool[N]"] in cells
+    assert ["Conv", "19", "268 k", "1.07 MB", "40.6 M", "50 %"] in cells
+    assert ["Relu", "19"] in cells
+    assert ["prune", "lossy", "8", "6"] in cells
+    assert ["clean", "exact", "0", "0"] in cells
+    assert ["svd", "lossy", "0", "0", "cannot"] in cells
+    assert ["5", "shares its channels", "conv0, conv1, conv2, and 2 more"] in cells
+    assert "conv4" in shown(render_inspection(found, verbose=True))
+    assert "note: made-up data" in shown(render_inspection(found))
+
+
+def test_the_list_of_passes() -> None:
+    ratio = Option("ratio", "number", "0.3", "share that goes")
+    found = lines(
+        render_passes([PassLine("prune", "Removes channels.", False, [ratio]), PassLine("clean", "Tidies.", True, [])])
+    )
+    assert ["prune (lossy)", "Removes channels."] in found
+    assert ["ratio", "number", "0.3", "share that goes"] in found
+    assert ["clean (exact)", "Tidies."] in found
