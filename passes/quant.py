@@ -73,6 +73,7 @@ class Quant(Pass):
         exclude = {label(n) for n in model.graph.nodes if any(fnmatchcase(label(n), p) for p in patterns)}
         wanted = [n for n in model.graph.nodes if is_layer(n) and label(n) not in exclude]
         make_plain(model, [n for n in wanted if not fault(n, sizes, specs, model.opset)], sizes)
+        model.tidy()
         ranges: dict[str, Range] = {}
         unfit: dict[str, str] = {}
         while True:

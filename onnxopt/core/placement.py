@@ -157,7 +157,7 @@ def clamp_limits(clamp: Node) -> tuple[float, float]:
         return 0.0, inf
     if "min" in clamp.attrs or "max" in clamp.attrs:
         return float(clamp.attrs.get("min", -inf)), float(clamp.attrs.get("max", inf))
-    given = [None if t.is_empty() else float(t.values) if is_constant(t) else np.nan for t in clamp.inputs[1:3]]
+    given = [None if t.is_empty() else float(t.values.item()) if is_constant(t) else np.nan for t in clamp.inputs[1:3]]
     lo, hi = (*given, None, None)[:2]
     return -inf if lo is None else lo, inf if hi is None else hi
 
