@@ -16,12 +16,14 @@ def passes(names: tuple[str, ...]) -> None:
     """
     from rich.console import Console
 
-    from onnxopt.core.spec import known_passes, nearest
+    from onnxopt.core.spec import known_passes, nearest, options
     from onnxopt.errors import SpecError
-    from onnxopt.report.text import render_passes
+    from onnxopt.report.text import PassLine, render_passes
 
     known = known_passes()
     for name in names:
         if name not in known:
             raise SpecError(f"there is no pass '{name}'{nearest(name, known)}")
-    Console(highlight=False).print(render_passes({n: t for n, t in known.items() if not names or n in names}))
+    chosen = [known[name] for name in known if not names or name in names]
+    lines = [PassLine(t.name, (t.__doc__ or "").partition("\n")[0], t.exact, options(t)) for t in chosen]
+    Console(highlight=False).print(render_passes(lines))
