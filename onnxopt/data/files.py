@@ -16,6 +16,8 @@ from onnxopt.graph.signature import Array
 
 # The key of the one array in a .npy file.
 ALONE = ""
+# An archive is unpacked into memory, and a small one can hold endless zeros.
+_MOST_BYTES = 2**34
 _FAULTS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError)
 
 
@@ -66,6 +68,8 @@ def _arrays(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
 
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> Header:
+    if entry.file_size > _MOST_BYTES:
+        raise DataError(f"{where} unpacks to {entry.file_size} bytes; save it as .npy, which is read piece by piece")
     with archive.open(entry) as stream:
         return _header(stream, entry.file_size, where)
 

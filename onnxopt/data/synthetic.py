@@ -38,9 +38,9 @@ _MEAN, _DEVIATION = 0.45, 0.25
 
 @dataclass(frozen=True)
 class _Around:
-    """What one input may want to know of the others: the picture's (height, width), and the longest free axis."""
+    """What one input may want to know of the others: the picture's (height, width), and the length of a sequence."""
 
-    sides: tuple[int, int]
+    sides: Shape
     length: int
 
 
@@ -48,13 +48,12 @@ def part(signature: Signature, count: int, seed: int, bounds: Mapping[str, int])
     """``count`` samples, each made when it is read, from (seed, its number): the same whatever is read with it.
 
     ``bounds``: for an integer input, how many different values it may take (the size of the embedding that it indexes);
-    100 where nothing is said. The second value is what the report must say. Raises DataError for a bound of an input
-    that there is not, and for preprocessing without an image.
+    100 where nothing is said; names that are no inputs are left aside. The second value is what the report must say.
+    Raises DataError for a bound under 1, and for preprocessing without an image.
     """
     inputs, whole = signature.inputs, signature.batching.whole
-    for name, bound in bounds.items():
-        if name not in {s.name for s in inputs} or bound < 1:
-            raise DataError(f"no bound {bound} for {name!r}: give at least 1, for one of {describe(inputs)}")
+    if any(bound < 1 for bound in bounds.values()):
+        raise DataError(f"bounds must be at least 1, not {dict(bounds)}")
     fitted, notes = _fitted(signature)
     shapes = concrete(inputs, {n: (f.height, f.width) for n, f in fitted.items()})
     around = _around(inputs, shapes)
@@ -100,12 +99,13 @@ def _fitted(signature: Signature) -> tuple[dict[str, images.Fitted], tuple[str, 
 
 
 def _around(inputs: tuple[TensorSpec, ...], shapes: Mapping[str, Shape]) -> _Around:
+    """A sequence runs along the longest free axis, or along the second axis where only the batch is free."""
     pictures = [(image, shapes[s.name]) for s in inputs if (image := ImageShape.of(s)) is not None]
     sides = [shape[-2:] if image.layout == "nchw" else shape[-3:-1] for image, shape in pictures]
-    free = [n for s in inputs for d, n in zip(s.shape or (), shapes[s.name], strict=False) if not isinstance(d, int)]
-    fixed = [n for s in inputs for n in shapes[s.name][1:2]]
-    height, width = sides[0] if sides else (1, 1)
-    return _Around((height, width), max(max(free, default=1), 1) if max(free, default=1) > 1 else max(fixed, default=1))
+    sizes = [(d, n) for s in inputs for d, n in zip(s.shape or (), shapes[s.name], strict=False)]
+    free = max((n for d, n in sizes if not isinstance(d, int)), default=1)
+    second = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=1)
+    return _Around(sides[0] if sides else (1, 1), free if free > 1 else second)
 
 
 def _what(spec: TensorSpec) -> str:
@@ -123,13 +123,15 @@ def _maker(spec: TensorSpec, shape: Shape, around: _Around, bound: int | None) -
     if image is not None and bound is None and of_kind in ("float", "integer"):
         return _pictures(image, shape, spec.dtype)
     named = _by_name(spec.name.lower(), shape, around, of_kind)
-    if named is not None and bound is None:
-        return lambda rng: named
+    if named is not None:
+        value = named if bound is None else np.minimum(named, bound - 1)
+        return lambda rng: value
     if of_kind == "bool":
         flag = int(np.prod(shape)) <= 1
         return lambda rng: np.zeros(shape, bool) if flag else rng.random(shape) < 0.5
     if of_kind == "integer":
-        return _bytes(shape) if spec.dtype == np.uint8 and bound is None else _tokens(shape, bound or _SMALL_VOCABULARY)
+        text = spec.dtype == np.uint8 and (bound is None or bound > _LETTERS.max())
+        return _letters(shape) if text else _tokens(shape, bound or _SMALL_VOCABULARY)
     if int(np.prod(shape)) <= 1:
         return lambda rng: np.ones(shape, np.float32)
     if _STATE.search(spec.name):
@@ -199,7 +201,7 @@ def _tokens(shape: Shape, bound: int) -> Maker:
     return lambda rng: numbers[np.minimum(np.searchsorted(edges, rng.random(shape)), numbers.size - 1)]
 
 
-def _bytes(shape: Shape) -> Maker:
+def _letters(shape: Shape) -> Maker:
     """Letters and spaces as bytes, frequent ones frequent."""
     share = 1 / (np.arange(_LETTERS.size) + 2.7)
     return lambda rng: rng.choice(_LETTERS, shape, p=share / share.sum())

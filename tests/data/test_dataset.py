@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxopt.data import files
 from onnxopt.data.batching import Batching
 from onnxopt.data.dataset import Dataset, from_feeds, open_dataset, spread
 from onnxopt.errors import DataError
@@ -591,6 +592,12 @@ def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
         archive.writestr("x.npy", content[:118].replace(b"   ", b"", 1) + content[118:])
     with pytest.raises(DataError, match=r"array 'x' is cut short: float32\[2000,4\] needs more than"):
         open_dataset(tmp_path / "x.npz", [ROW])
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MOST_BYTES", 200)
+    with pytest.raises(DataError, match=r"array 'x' unpacks to 1712 bytes; save it as \.npy"):
+        open_dataset(saved(tmp_path, x=rows(99)), [ROW])
 
 
 def test_a_folder_of_both_kinds(tmp_path: Path) -> None:

@@ -164,10 +164,12 @@ def test_bounds() -> None:
     values = open_dataset(None, BERT, bounds={"input_ids": 5, "token_type_ids": 2})
     feed = next(values.batches(64))
     assert np.unique(feed["input_ids"]).tolist() == [1, 2, 3, 4]
-    assert feed["token_type_ids"].max() == 1
+    assert feed["token_type_ids"].max() == 0
+    assert first(spec("position_ids", "N", 64, dtype=np.int64), bounds={"position_ids": 32})["position_ids"].max() == 31
+    assert first(spec("x", "N", 64, dtype=np.uint8), bounds={"x": 256})["x"].max() <= ord("z")
     assert first(spec("ids", "N", 8, dtype=np.int64), bounds={"ids": 1})["ids"].max() == 0
-    with pytest.raises(DataError, match="no bound 5 for 'ids': give at least 1, for one of input_ids: int64"):
-        open_dataset(None, BERT, bounds={"ids": 5})
+    with pytest.raises(DataError, match=r"bounds must be at least 1, not \{'ids': 0\}"):
+        open_dataset(None, BERT, bounds={"ids": 0})
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,10 @@ def test_inputs_whose_name_tells(input_: TensorSpec, expected: Any) -> None:
     feed = first(BERT[0], input_)
     np.testing.assert_array_equal(feed[input_.name], expected)
     assert feed[input_.name].dtype == input_.dtype
+
+
+def test_lengths_where_only_the_batch_is_free() -> None:
+    assert first(spec("x", "N", 80, 40), spec("x_length", "N", dtype=np.int32))["x_length"].tolist() == [80]
 
 
 def test_the_size_of_the_picture_is_told_on() -> None:
