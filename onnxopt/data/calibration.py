@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from onnxopt.data.cache import Cache, Progress
+from onnxopt.data.dataset import Dataset
 from onnxopt.data.statistics import Statistics
 from onnxopt.errors import DataError
 from onnxopt.graph.signature import Array, Feed
@@ -30,16 +30,6 @@ _BATCH_BYTES = 32 * 2**20
 _LARGEST_BATCH = 128
 _SHARD_BATCHES = 8
 _SAVE_EVERY_S = 2.0
-
-
-class Samples(Protocol):
-    """What calibration asks of a dataset."""
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def digest(self) -> str: ...
-    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Feed]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class Calibration:
 
 def calibrate(
     run: Run,
-    dataset: Samples,
+    dataset: Dataset,
     tensors: Sequence[str],
     method: Method = "minmax",
     *,
@@ -80,75 +70,81 @@ def calibrate(
     """
     began = time.perf_counter()
     names = sorted(set(tensors))
-    histogram = method != "minmax"
-    limit = max(_VALUES_A_SAMPLE.start, min(_VALUES_A_SAMPLE.stop, _VALUES // max(1, dataset.count)))
-    identity = json.dumps([_VERSION, key, dataset.digest, names, limit if histogram else None])
-    place = hashlib.sha256(identity.encode()).hexdigest()
-    notes: list[str] = []
-    progress = Progress(0, {})
-    if cache is not None:
-        try:
-            progress = cache.load(place, dataset.count) or progress
-        except DataError as error:
-            notes.append(str(error))
-
-    if names and progress.done < dataset.count:
-        size = batch or _batch_size(run, dataset)
-        progress = _advance(run, dataset, names, limit if histogram else None, progress, size, track, cache, place)
-
-    statistics = {name: progress.statistics[name] for name in names if name in progress.statistics}
-    ranges = {name: _range(s, method, levels) for name, s in statistics.items() if s.exact is not None}
-    notes.extend(_notes(names, statistics, limit))
-    return Calibration(ranges, statistics, dataset.count, time.perf_counter() - began, tuple(notes))
-
-
-def _advance(
-    run: Run,
-    dataset: Samples,
-    names: Iterable[str],
-    limit: int | None,
-    progress: Progress,
-    size: int,
-    track: Track,
-    cache: Cache | None,
-    place: str,
-) -> Progress:
-    """Shard by shard to the end of the data; ``progress`` only ever changes by whole shards."""
-    shard = size * max(1, min(_SHARD_BATCHES, dataset.count // (20 * size)))
-    starts = range(progress.done, dataset.count, shard)
-    saved = time.perf_counter()
+    per_sample = max(_VALUES_A_SAMPLE.start, min(_VALUES_A_SAMPLE.stop, _VALUES // max(1, dataset.count)))
+    limit = None if method == "minmax" else per_sample
+    place = "" if cache is None else _place(key, dataset, names, limit)
+    start, notes = _stored(cache, place, dataset.count)
+    progress, saved = start, began
     try:
-        for start in track(starts, "calibrating", len(starts)):
-            stop = min(start + shard, dataset.count)
-            merged = dict(progress.statistics)
-            for feed in dataset.batches(size, start, stop):
-                values = run(feed)
-                samples = _samples(feed)
-                for name in names:
-                    if name in values:
-                        seen = Statistics.of(values[name], samples, limit)
-                        merged[name] = merged[name] + seen if name in merged else seen
-            progress = Progress(stop, merged)
+        for progress in _shards(run, dataset, names, limit, start, batch, track):
             if cache is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 cache.store(place, progress)
                 saved = time.perf_counter()
     finally:
-        if cache is not None:
+        if cache is not None and progress is not start:
             cache.store(place, progress)
-    return progress
+
+    statistics = {name: progress.statistics[name] for name in names if name in progress.statistics}
+    ranges = {name: _range(s, method, levels) for name, s in statistics.items() if s.exact is not None}
+    notes = (*notes, *_notes(names, statistics, per_sample))
+    return Calibration(ranges, statistics, dataset.count, time.perf_counter() - began, notes)
 
 
-def _batch_size(run: Run, dataset: Samples) -> int:
+def _place(key: str, dataset: Dataset, names: Sequence[str], limit: int | None) -> str:
+    """A digest of all that the statistics depend on."""
+    return hashlib.sha256(json.dumps([_VERSION, key, dataset.digest, names, limit]).encode()).hexdigest()
+
+
+def _stored(cache: Cache | None, place: str, samples: int) -> tuple[Progress, tuple[str, ...]]:
+    """Where an earlier run stopped, and a note if it cannot be known."""
+    try:
+        return (cache and cache.load(place, samples)) or Progress(0, {}), ()
+    except DataError as error:
+        return Progress(0, {}), (str(error),)
+
+
+def _shards(
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str],
+    limit: int | None,
+    progress: Progress,
+    batch: int | None,
+    track: Track,
+) -> Iterator[Progress]:
+    """The statistics after every shard, to the end of the data; a shard counts when it is complete."""
+    if not names or progress.done == dataset.count:
+        return
+    # Shards are whole batches, where the graph fixes those.
+    size = max(1, (batch or _batch_size(run, dataset)) // dataset.unit) * dataset.unit
+    shard = size * max(1, min(_SHARD_BATCHES, dataset.count // (20 * size)))
+    starts = range(progress.done, dataset.count, shard)
+    for start in track(starts, "calibrating", len(starts)):
+        stop = min(start + shard, dataset.count)
+        merged = dict(progress.statistics)
+        for feed in dataset.batches(size, start, stop):
+            values, samples = run(feed), _samples(dataset, feed)
+            for name in names:
+                if name in values:
+                    seen = Statistics.of(values[name], samples, limit)
+                    merged[name] = merged[name] + seen if name in merged else seen
+        progress = Progress(stop, merged)
+        yield progress
+
+
+def _batch_size(run: Run, dataset: Dataset) -> int:
     """How many samples fill the memory meant for one batch, judged by the first one."""
+    if dataset.batching.whole:
+        return 1
     first = next(iter(dataset.batches(1, 0, 1)))
-    watched = sum(value.nbytes for value in run(first).values()) // _samples(first)
+    watched = sum(value.nbytes for value in run(first).values()) // _samples(dataset, first)
     return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // max(watched, 1)))
 
 
-def _samples(feed: Feed) -> int:
-    """The samples in a feed: the first axis that all its arrays share; 1 when they share none."""
-    sizes = {value.shape[0] for value in feed.values() if value.ndim}
-    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+def _samples(dataset: Dataset, feed: Feed) -> int:
+    """The samples in a feed: one, or as many as the first axis of its arrays is long."""
+    lengths = (value.shape[0] for value in feed.values() if value.ndim)
+    return 1 if dataset.batching.whole else next(lengths, 1)
 
 
 def _range(statistics: Statistics, method: Method, levels: int) -> Range:
