@@ -23,7 +23,7 @@ def specs(model: Model, feed: Feed | None = None) -> dict[str, TensorSpec]:
     """Types and shapes of tensors, bodies included, as ONNX's own inference finds them.
 
     A free dimension is a name or None. What the file says of inner tensors is believed. With a ``feed``, the shapes
-    that it leads to. Tensors that inference says nothing of are missing: running the model on one sample tells the rest.
+    that it leads to. Tensors that inference says nothing of are missing: running one sample tells the rest.
     """
     skeleton = model.skeleton()
     if feed is not None:
@@ -65,8 +65,14 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if not tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, None)
-    dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return TensorSpec(value.name, dtype, tuple(dims))
+    return TensorSpec(value.name, dtype, tuple(map(_dim, tensor.shape.dim)))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    # Some exporters write -1 for a free dimension, and runtimes read it so.
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
