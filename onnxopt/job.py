@@ -15,7 +15,7 @@ from onnxopt.core.context import Context
 from onnxopt.core.manager import PassManager
 from onnxopt.core.pass_ import Pass
 from onnxopt.data.dataset import Dataset, open_dataset
-from onnxopt.errors import ModelError, OutputError
+from onnxopt.errors import ExecutionError, ModelError, OutputError
 from onnxopt.graph import io
 from onnxopt.graph.cost import cost
 from onnxopt.graph.model import Model
@@ -193,7 +193,11 @@ def _check_place(source: Path, output: Path, in_place: bool) -> None:
 
 
 def _file_info(model: Model, path: Path, size_bytes: int, dataset: Dataset) -> FileInfo:
-    total = cost(model, Context(model, dataset).shapes(model)).total
+    try:
+        sizes = Context(model, dataset).shapes(model)
+    except ExecutionError:  # a model that this machine cannot run is counted as far as its shapes are known
+        sizes = {}
+    total = cost(model, sizes).total
     return FileInfo(str(path), io.sha256(path), size_bytes, total.parameters, total.macs)
 
 

@@ -17,6 +17,13 @@ T = TypeVar("T")
 # A bar only for what takes longer than this; a plain line at most this often.
 _PATIENCE_S = 1.0
 _LINE_EVERY_S = 5.0
+_WIDTH = 120
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for the tables where there is none."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 class Output:
@@ -25,7 +32,7 @@ class Output:
     def __init__(self, *, quiet: bool = False, verbose: bool = False, log_file: Path | None = None) -> None:
         self.quiet = quiet
         self.verbose = verbose
-        self._out = Console(highlight=False)
+        self._out = console()
         self._err = Console(stderr=True, highlight=False)
         self._log: IO[str] | None = None
         if log_file is not None:
@@ -53,7 +60,7 @@ class Output:
         if not self.quiet:
             self._out.print(renderable)
         if self._log is not None:
-            Console(file=self._log, width=120, highlight=False).print(renderable)
+            Console(file=self._log, width=_WIDTH, highlight=False).print(renderable)
 
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Show how far the items are: a bar on a terminal, a line now and then elsewhere."""

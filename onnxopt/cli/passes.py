@@ -14,11 +14,11 @@ def passes(names: tuple[str, ...]) -> None:
     onnxopt passes
     onnxopt passes quant prune
     """
-    from rich.console import Console
-
-    from onnxopt.core.spec import known_passes, nearest, options
+    from onnxopt.cli.output import console
+    from onnxopt.core.spec import known_passes, options
     from onnxopt.errors import SpecError
     from onnxopt.report.text import PassLine, render_passes
+    from onnxopt.spelling import nearest
 
     known = known_passes()
     for name in names:
@@ -26,4 +26,4 @@ def passes(names: tuple[str, ...]) -> None:
             raise SpecError(f"there is no pass '{name}'{nearest(name, known)}")
     chosen = [known[name] for name in known if not names or name in names]
     lines = [PassLine(t.name, (t.__doc__ or "").partition("\n")[0], t.exact, options(t)) for t in chosen]
-    Console(highlight=False).print(render_passes(lines))
+    console().print(render_passes(lines))

@@ -44,7 +44,7 @@ def plan(passes: Sequence[Pass], *, keep_order: bool = False, stop_after: int | 
     notes = []
     for added in [p for p in wanted if p.name not in names]:
         needed_by = [p.name for p in passes if added.name in _all_preparation(p)]
-        notes.append(f"added {added.name}, which {' and '.join(needed_by)} needs first")
+        notes.append(f"added {added.name}, needed first by {' and '.join(needed_by)}")
     now = [p.name for p in ordered if p.name in names]
     if now != names:
         notes.append(f"order changed from {','.join(names)} to {','.join(now)}: --keep-order keeps yours")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
 import pkgutil
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from onnxopt.core.pass_ import Pass
 from onnxopt.errors import SpecError
+from onnxopt.spelling import nearest
 
 ENTRY_POINTS = "onnxopt.passes"
 
@@ -84,15 +84,6 @@ def read_recipe(path: str | Path) -> list[Pass]:
     if not isinstance(entries, list) or not entries:
         raise SpecError(f'the recipe {path} lists no passes; write passes = ["prune:ratio=0.3", "quant"]')
     return [_from_entry(e, path) for e in entries]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` or the list of what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return "; did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return "; there are: " + ", ".join(known) if known else "; it takes none"
 
 
 def make(name: str, values: Mapping[str, Any]) -> Pass:

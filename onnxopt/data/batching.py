@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxopt.data.spelling import nearest
+from onnxopt.spelling import nearest
 from onnxopt.errors import DataError
 from onnxopt.graph.signature import Dim, TensorSpec, describe
 

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from onnxopt.data.image_shape import Layout
-from onnxopt.data.spelling import nearest
+from onnxopt.spelling import nearest
 from onnxopt.errors import SpecError
 
 Channels = Literal["rgb", "bgr", "gray"]

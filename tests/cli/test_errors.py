@@ -127,7 +127,7 @@ def test_a_data_file_that_is_not_there(net: Path, run) -> None:
     ("arguments", "message"),
     [
         (["--passes", "qant"], "there is no pass 'qant'; did you mean 'quant'?"),
-        (["--passes", "prune:ratoi=0.3"], "the pass 'prune' has no option 'ratoi'; did you mean 'ratio'?"),
+        (["--passes", "prune:ratoi=0.3"], "the pass 'prune' has no option 'ratoi'; did you mean 'ratio'"),
         (["--passes", "prune:ratio=much"], "prune:ratio is 'much', which is no number"),
         (["--recipe", "none.toml"], "cannot read the recipe"),
         ([], "name the passes with --passes or --recipe"),

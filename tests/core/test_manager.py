@@ -104,8 +104,8 @@ def test_what_a_pass_needs_is_put_before_it() -> None:
     planned = plan([Third()])
     assert names(planned) == ["first", "second", "third"]
     assert planned.notes == (
-        "added first, which third needs first",
-        "added second, which third needs first",
+        "added first, needed first by third",
+        "added second, needed first by third",
     )
 
 
@@ -144,7 +144,7 @@ def test_a_run_reports_each_step(model) -> None:
     assert step.skips == (("n", "nothing to do"),)
     assert step.figures["seen"] > 0
     assert step.figures["check"] == {"y": 0.0}
-    assert any("synthetic" in note for note in report.notes)
+    assert any("SYNTHETIC" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
