@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.data import calibration
-from onnxopt.data.cache import Cache
+from onnxopt.data.cache import Cache, Progress
 from onnxopt.data.calibration import calibrate
 from onnxopt.data.dataset import Dataset, from_feeds
+from onnxopt.data.statistics import Statistics
 from onnxopt.errors import OutputError
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Feed, TensorSpec
@@ -287,6 +288,24 @@ def test_a_cache_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -
         OutputError, match=r"file: cannot write the cache \(.*\); choose another folder or leave --cache"
     ):
         calibrate(Net(), of(rows()), TENSORS, cache=Cache(tmp_path / "file"))
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    calibrate(Net(), of(rows()), TENSORS, cache=cache)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    (file / "in the way").mkdir(parents=True)
+    with pytest.raises(OutputError, match="cannot write the cache"):
+        calibrate(Net(), of(rows()), TENSORS, cache=cache)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_only_all_or_no_histograms_are_stored(tmp_path: Path) -> None:
+    mixed = {"a": Statistics.of(np.ones(3)), "b": Statistics.of(np.ones(3), limit=9)}
+    with pytest.raises(ValueError, match="either all"):
+        Cache(tmp_path).store("key", Progress(1, mixed))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_of_nothing_is_nothing(tmp_path: Path) -> None:
