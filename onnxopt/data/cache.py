@@ -67,7 +67,7 @@ class Cache:
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    np.savez(file, **_pack(progress))
+                    np.savez(file, allow_pickle=False, **_pack(progress))
                 os.replace(name, path)
             except BaseException:
                 with contextlib.suppress(OSError):
