@@ -34,7 +34,8 @@ REMARK = "onnxopt."
 class DataOptions:
     """Where feeds come from. ``data`` calibrates; ``test_data`` judges, or else a quarter of ``data`` held back.
 
-    ``samples`` caps each of the two; ``held_out`` is the share of ``data`` that judges when there is no ``test_data``.
+    ``samples`` caps each of the two; ``held_out`` is the share of ``data`` that judges when there is no ``test_data``;
+    ``dims`` fixes free dimensions by name.
     """
 
     data: str | Path | None = None
@@ -43,6 +44,7 @@ class DataOptions:
     samples: int | None = None
     seed: int = 0
     held_out: float = 0.25
+    dims: tuple[tuple[str, int], ...] = ()
 
     def open(self, model: Model) -> tuple[Dataset, Dataset]:
         """(calibration, test)"""
@@ -59,6 +61,7 @@ class DataOptions:
             preprocess=self.preprocess,
             samples=self.samples,
             seed=self.seed,
+            dims=dict(self.dims),
             bounds=index_bounds(model),
         )
 
@@ -85,9 +88,9 @@ def optimize(
     output: str | Path,
     passes: Sequence[Pass],
     *,
-    data: DataOptions = DataOptions(),  # noqa: B008  # frozen
+    data: DataOptions = DataOptions(),  # frozen
     gates: Gates = Gates(),  # noqa: B008  # frozen
-    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
+    options: RunOptions = RunOptions(),  # frozen
     track: Track = silent,
 ) -> Report:
     """Apply passes to the model in ``source`` and save the result as ``output`` if every gate holds.
@@ -138,9 +141,9 @@ def judge(
     reference: str | Path,
     candidate: str | Path,
     *,
-    data: DataOptions = DataOptions(),  # noqa: B008  # frozen
+    data: DataOptions = DataOptions(),  # frozen
     gates: Gates = Gates(),  # noqa: B008  # frozen
-    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
+    options: RunOptions = RunOptions(),  # frozen
     track: Track = silent,
 ) -> Report:
     """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``."""

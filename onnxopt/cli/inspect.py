@@ -22,6 +22,7 @@ def inspect(
     preprocess: str | None,
     samples: int | None,
     seed: int,
+    dims: tuple[tuple[str, int], ...],
     report: Path | None,
     verbose: bool,
     allow_external_root: Path | None,
@@ -40,7 +41,7 @@ def inspect(
 
     with Output(verbose=verbose) as out:
         loaded = load(model, allow_external_root)
-        source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed)
+        source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
         found = look(loaded, source.open_one(data, loaded), track=out.track)
         if report is not None:
             write_inspection(found, report)

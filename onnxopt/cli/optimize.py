@@ -37,6 +37,7 @@ def optimize(
     preprocess: str | None,
     samples: int | None,
     seed: int,
+    dims: tuple[tuple[str, int], ...],
     max_drop: float | None,
     min_agreement: float | None,
     min_sqnr: float | None,
@@ -79,7 +80,9 @@ def optimize(
             model,
             target,
             passes,
-            data=DataOptions(data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed),
+            data=DataOptions(
+                data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed, dims=dims
+            ),
             gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,

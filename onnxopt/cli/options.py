@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-class Share(click.ParamType):
+class Share(click.ParamType[float]):
     """``97%`` or ``0.97``."""
 
     name = "share"
@@ -29,7 +29,7 @@ class Share(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """``1.5MB``, ``800kB`` or a number of bytes."""
 
     name = "size"
@@ -42,9 +42,27 @@ class Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Dimension(click.ParamType[tuple[str, int]]):
+    """``length=128``: the size of a free dimension."""
+
+    name = "dimension"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """The name and the size."""
+        if isinstance(value, tuple):
+            return value
+        name, _, size = value.rpartition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"'{value}' is no dimension; write for example length=128", param, ctx)
+        return name, int(size)
+
+
 def data_options(command: F) -> F:
-    """--data, --preprocess, --samples, --seed"""
+    """--data, --preprocess, --samples, --seed, --dim"""
     for option in (
+        click.option(
+            "--dim", "dims", type=Dimension(), multiple=True, metavar="NAME=SIZE", help="Size of a free dimension."
+        ),
         click.option("--seed", default=0, show_default=True, help="Seed of all chance: sampling, synthetic data."),
         click.option("--samples", type=click.IntRange(1), help="Use at most so many samples, spread over the data."),
         click.option("--preprocess", metavar="PRESET|FILE.toml", help="How images become feeds: imagenet, unit, ..."),

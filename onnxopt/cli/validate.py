@@ -23,6 +23,7 @@ def validate(
     preprocess: str | None,
     samples: int | None,
     seed: int,
+    dims: tuple[tuple[str, int], ...],
     max_drop: float | None,
     min_agreement: float | None,
     min_sqnr: float | None,
@@ -50,7 +51,7 @@ def validate(
         result = judge(
             reference,
             candidate,
-            data=DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed),
+            data=DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims),
             gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,

@@ -82,16 +82,19 @@ class Model:
         What ONNX's own checker, shape inference and version converter get to see: small, whatever the weights are.
         """
         large: list[onnx.ValueInfoProto] = []
+        inputs = {t.name for t in self.graph.inputs}
 
         def split(constant: Constant) -> onnx.TensorProto | None:
             if _size(constant) <= _SKELETON_ELEMENTS and not isinstance(constant._values, Sparse):
                 return protos.embed(constant)
-            large.append(protos.value_info(constant))
+            if constant.name not in inputs:
+                large.append(protos.value_info(constant))
             return None
 
         exporter = Exporter(split)
         proto = self._assemble(exporter, list_initializers=False)
-        proto.graph.input.extend(large)
+        listed = {value.name for value in proto.graph.input}  # inputs with a large default are there already
+        proto.graph.input.extend(value for value in large if value.name not in listed)
         proto.ir_version = max(proto.ir_version, 4)
         return proto
 

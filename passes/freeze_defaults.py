@@ -1,0 +1,34 @@
+"""Make weights of the inputs that have a default value.
+
+Some exporters list every weight among the graph's inputs, as files before IR version 4 had to. A caller could then feed
+other weights; hardly any does, and a runtime may neither fold nor pack what might change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Pass, PassResult
+from onnxopt.graph.ir import replace_uses
+from onnxopt.graph.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeDefaults(Pass):
+    """Inputs that have a default value become weights: the caller can no longer feed them; exact."""
+
+    name: ClassVar[str] = "freeze-defaults"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        graph = model.graph
+        frozen = [t for t in graph.inputs if t.name in graph.defaults]
+        for tensor in frozen:
+            constant = graph.defaults.pop(tensor.name)
+            replace_uses(tensor, constant)
+            graph.outputs = [constant if t is tensor else t for t in graph.outputs]
+            graph.constants.append(constant)
+        graph.inputs = [t for t in graph.inputs if not any(t is f for f in frozen)]
+        return PassResult(len(frozen))

@@ -1,0 +1,30 @@
+"""Weights that are listed as inputs become weights."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxopt.passes.freeze_defaults import FreezeDefaults
+
+
+def listed() -> onnx.ModelProto:
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [3]) for n in ("x", "w", "unread")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        infos,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])],
+        [numpy_helper.from_array(np.full(3, v, np.float32), n) for n, v in (("w", 2), ("unread", 1))],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_defaults_become_constants(check_pass) -> None:
+    outcome = check_pass(FreezeDefaults(), listed(), ops="Add", changed=2)
+    assert [t.name for t in outcome.model.graph.inputs] == ["x"]
+    assert [c.name for c in outcome.model.constants()] == ["w"]
+    np.testing.assert_array_equal(outcome.constant("w"), [2, 2, 2])
+
+
+def test_a_model_without_defaults_is_left_alone(check_pass, parse) -> None:
+    check_pass(FreezeDefaults(), parse("g (float[2] x) => (float[2] y) { y = Relu(x) }"), changed=0)
