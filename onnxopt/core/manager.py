@@ -137,12 +137,12 @@ def _with_preparation(passes: Sequence[Pass]) -> list[Pass]:
     return result
 
 
-def _all_preparation(step: Pass) -> list[str]:
+def _all_preparation(step: Pass | type[Pass]) -> list[str]:
     """Names of the passes that must have run, those that these need in turn first."""
     known = spec.known_passes()
     found: list[str] = []
     for name in step.prepare:
-        found += [n for n in (*known[name].prepare, name) if n not in found]
+        found += [n for n in (*_all_preparation(known[name]), name) if n not in found]
     return found
 
 
