@@ -20,7 +20,7 @@ import numpy as np
 from onnxopt.core.pass_ import Skip, label
 from onnxopt.core.rewrite import RewritePass
 from onnxopt.graph import layer as layers
-from onnxopt.graph.ir import Constant, Node, Scope, Tensor, is_constant
+from onnxopt.graph.ir import Constant, Node, Scope, Tensor, detach, is_constant
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 
@@ -101,8 +101,8 @@ def _bypass(match: Match) -> None:
     if match.before:
         reader = y.outputs[0]
         reader.inputs[next(i for i, t in enumerate(reader.inputs) if t is y)] = x
-    else:
-        node.outputs.clear()
+    detach(node)
+    if not match.before:
         match.layer.outputs = [y]
 
 
