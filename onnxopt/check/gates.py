@@ -68,7 +68,7 @@ def _drop(limit: float, v: Validation) -> GateResult:
     drop = v.accuracy_reference - v.accuracy
     change = f"{100 * drop:.1f} points lost" if drop > 0 else "nothing lost"
     why = (
-        f"accuracy {words.share(v.accuracy)} after {words.share(v.accuracy_reference)} on {v.samples} samples: "
+        f"accuracy {words.share(v.accuracy)} after {words.share(v.accuracy_reference)} on {_samples(v)}: "
         f"{change}, {100 * limit:g} allowed"
     )
     return GateResult("max-drop", limit, drop, drop <= limit + 1e-9, why)
@@ -78,8 +78,14 @@ def _agreement(limit: float, v: Validation) -> GateResult:
     if v.agreement is None:
         why = "agreement cannot be measured: no output looks like scores of classes; use --min-sqnr"
         return GateResult("min-agreement", limit, None, False, why)
-    why = f"{words.share(v.agreement)} of the top answers stay on {v.samples} samples, {words.share(limit)} wanted"
+    why = f"{words.share(v.agreement)} of the top answers stay on {_samples(v)}, {words.share(limit)} wanted"
     return GateResult("min-agreement", limit, v.agreement, v.agreement >= limit - 1e-9, why)
+
+
+def _samples(v: Validation) -> str:
+    """How many; and how coarse that makes a share, where that matters."""
+    few = f" (one is {100 / v.samples:.1f} points)" if v.samples < 100 else ""
+    return f"{v.samples} samples{few}"
 
 
 def _sqnr(limit: float, v: Validation) -> GateResult:

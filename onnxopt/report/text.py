@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from rich import box
@@ -149,7 +150,7 @@ def _comparison(
     for validation in validations:
         rows += _validation(validation, verbose)
     name = after.path if after is not None else ""
-    return _table("", ("", "original", "result", " "), [("file", before.path, name, ""), *rows])
+    return _table("", ("", "original", "result", " "), [("file", Path(before.path).name, Path(name).name, ""), *rows])
 
 
 def _validation(v: Validation, verbose: bool) -> list[tuple[str, str, str, str]]:

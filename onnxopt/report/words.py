@@ -24,11 +24,10 @@ def count(n: float | None) -> str:
     """A large number: ``40.8 M``; ``?`` for None."""
     if n is None:
         return "?"
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(n) < 999.5 or unit == " T":
-            return f"{_three(n) if unit else n}{unit}"
-        n /= 1000
-    raise AssertionError
+    unit = 0
+    while abs(n) >= 999.5 and unit < 4:
+        n, unit = n / 1000, unit + 1
+    return f"{n:g}" if unit == 0 else f"{_three(n)} {' kMGT'[unit]}"
 
 
 def share(x: float | None) -> str:

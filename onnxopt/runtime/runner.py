@@ -13,8 +13,8 @@ The request (paths in it are relative to its folder):
 
 Prints one line of JSON. With ``ok`` true: protocol, onnxruntime (its version), load_s, run_s (one per run), sha256 of
 each output by name (of its type, shape and bytes), baseline_bytes (memory with packages and feeds loaded, but no model)
-and peak_bytes; both null where the system does not tell. With ``ok`` false: ``stage`` (request, import, load or run)
-and ``error``; the exit code is then 1.
+and peak_bytes; both null where the system does not tell. With ``ok`` false: ``stage`` (request, import, feeds, load
+or run) and ``error``; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def run(request: dict[str, Any], folder: str, answer: dict[str, Any]) -> None:
     import onnxruntime as ort
 
     answer["onnxruntime"] = ort.__version__
+    answer["stage"] = "feeds"
     with np.load(os.path.join(folder, request["feeds"]), allow_pickle=False) as arrays:
         feed = {name: arrays[f"arr_{i}"] for i, name in enumerate(request["inputs"])}
     options = ort.SessionOptions()

@@ -72,6 +72,12 @@ def test_agreement() -> None:
     assert gate.why == "98.5 % of the top answers stay on 500 samples, 99.0 % wanted"
 
 
+def test_few_samples_are_coarse() -> None:
+    few = replace(UNLABELLED, samples=16, agreement=13 / 16)
+    why = judge(few)["min-agreement"].why
+    assert why == "81.2 % of the top answers stay on 16 samples (one is 6.2 points), 90.0 % wanted"
+
+
 def test_signal_to_noise() -> None:
     gate = judge(GOOD, min_sqnr=30)["min-sqnr"]
     assert (gate.holds, gate.measured, gate.limit) == (False, 28.4, 30)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import pytest
 
+from onnxopt.core.context import Context
+from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.cost import Cost, cost
+from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
 from onnxopt.runtime.session import Session
 
@@ -156,6 +161,17 @@ def test_attention_counts_scores_and_values() -> None:
     assert cost(model, {}).total.macs == 2 * 4 * 5 * 7 * (8 + 6)
 
 
+def test_attention_sees_what_went_before() -> None:
+    model = Model.from_proto(
+        onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 23]> g (float[1,2,3,8] q, float[1,2,4,8] k, float[1,2,4,8] v, '
+            "float[1,2,6,8] pk, float[1,2,6,8] pv) => (float[1,2,3,8] y, float[1,2,10,8] nk, float[1,2,10,8] nv) "
+            "{ y, nk, nv = Attention (q, k, v, , pk, pv) }"
+        )
+    )
+    assert cost(model, {}).total.macs == 2 * 3 * 10 * (8 + 8)
+
+
 @pytest.mark.parametrize(
     "node",
     [
@@ -189,3 +205,22 @@ def test_bodies_count_with_their_weights() -> None:
 def test_constants_that_are_outputs_count_in_the_total() -> None:
     found = count(f"g (float[2,3] x) => (float y, float[2,2] k) <{zeros(k=(2, 2))}> {{ y = Relu (x) }}")
     assert (found.total.parameters, found.total.weight_bytes, found.nodes[0].weight_bytes) == (4, 16, 0)
+
+
+def test_weights_that_only_go_out_again_count_where_they_are_read() -> None:
+    found = count(
+        "g (float[2] x) => (float y, float[2] z) <int8[2] w = {1, 2}, float s = {1}> { y = DequantizeLinear (w, s)  z = Relu (x) }"
+    )
+    assert {n.op: n.parameters for n in found.nodes} == {"DequantizeLinear": 2, "Relu": 0}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "macs", "parameters"),
+    [("cifar10_resnet20", 40_551_040, 271_098), ("in1k_squeezenet1.1", 349_151_936, 1_235_496)],
+)
+def test_published_nets(name: str, macs: int, parameters: int) -> None:
+    model = load(Path(os.environ["ONNXOPT_ZOO"]) / f"{name}.onnx")
+    shapes = Context(model, open_dataset("synthetic", model.inputs, samples=1)).shapes(model)
+    found = cost(model, shapes).total
+    assert (found.macs, found.parameters) == (macs, parameters)

@@ -139,6 +139,37 @@ def test_another_protocol_is_refused(tmp_path: Path) -> None:
     assert "this runner speaks protocol 1, not 99" in str(answer["error"])
 
 
+def test_the_runner_answers_in_one_line(relu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "feeds.npz", X["x"])
+    request = {
+        "protocol": 1,
+        "model": "relu.onnx",
+        "feeds": "feeds.npz",
+        "inputs": ["x"],
+        "threads": 1,
+        "runs": 2,
+        "path": [],
+    }
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    assert runner.main(str(tmp_path / "request.json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert sorted(answer) == [
+        *("baseline_bytes", "load_s", "ok", "onnxruntime", "peak_bytes", "protocol", "run_s", "sha256")
+    ]
+    assert (answer["ok"], answer["protocol"], len(answer["run_s"])) == (True, 1, 2)
+    (tmp_path / "request.json").write_text(json.dumps({**request, "feeds": "no.npz"}))
+    assert runner.main(str(tmp_path / "request.json")) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], answer["stage"]) == (False, "feeds")
+    assert answer["error"].startswith("FileNotFoundError: ")
+
+
+def test_what_is_no_tensor_has_a_digest() -> None:
+    assert runner.digest(np, [1]) != runner.digest(np, [2])
+    assert runner.digest(np, np.zeros(2)) != runner.digest(np, np.zeros((2, 1)))
+    assert runner.digest(np, np.zeros(2)) != runner.digest(np, np.zeros(2, np.int64))
+
+
 def test_the_runner_travels() -> None:
     """Syntax of Python 3.8, and nothing of ours."""
     source = Path(runner.__file__).read_text()
