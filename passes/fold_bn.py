@@ -55,7 +55,8 @@ class FoldBatchNorm(RewritePass[Match]):
 
     name: ClassVar[str] = "fold-bn"
     exact: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("fold-constants", "clean")
+    after: ClassVar[tuple[str, ...]] = ("clean",)
+    prepare: ClassVar[tuple[str, ...]] = ("fold-constants",)
 
     def match(self, node: Node, scope: Scope) -> Match | Skip | None:
         if not node.is_standard:

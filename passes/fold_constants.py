@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import onnx
 
 from onnxopt.core.pass_ import Pass, PassResult, Skip, label
 from onnxopt.errors import ExecutionError
@@ -52,7 +53,8 @@ class FoldConstants(Pass):
 
     def run(self, model: Model, context: Context) -> PassResult:
         kept: dict[Node, str] = {}
-        changed = 0
+        fixed = _fix_defaults(model)
+        changed = fixed
         while True:
             before = changed
             for step in (_hand_on, _fold_sizes, partial(_fold_values, kept=kept)):
@@ -63,7 +65,30 @@ class FoldConstants(Pass):
             if changed == before:
                 break
         at_hand = {n for n in model.nodes() if all(is_constant(t) or t.is_empty() for t in n.inputs)}
-        return PassResult(changed, tuple(Skip(label(n), why) for n, why in kept.items() if n in at_hand))
+        skips = [Skip(label(n), why) for n, why in kept.items() if n in at_hand]
+        skips += [
+            Skip(name, "it is an input with a default, which a feed may replace") for name in model.graph.defaults
+        ]
+        return PassResult(changed, tuple(skips), {"inputs_made_constant": fixed})
+
+
+def _fix_defaults(model: Model) -> int:
+    """Where every stored weight is also an input, as the format once demanded, none was meant to be fed.
+
+    Such weights become constants, like ONNX Runtime's own rewrites need them; returns how many. Where only some are
+    inputs, somebody chose those.
+    """
+    graph = model.graph
+    if any(isinstance(c.origin, onnx.TensorProto | onnx.SparseTensorProto) for c in graph.constants):
+        return 0
+    variables = [t for t in graph.inputs if t.name in graph.defaults and not any(t is o for o in graph.outputs)]
+    for variable in variables:
+        constant = graph.defaults.pop(variable.name)
+        replace_uses(variable, constant)
+        graph.constants.append(constant)
+    fixed = set(variables)
+    graph.inputs = [t for t in graph.inputs if t not in fixed]
+    return len(variables)
 
 
 def _hand_on(model: Model) -> int:

@@ -88,16 +88,34 @@ def test_what_the_file_says_of_inner_shapes_is_not_believed(check_pass, parse):
     check_pass(FOLD, before, changed=0, size=5)
 
 
+def with_default(proto, *names):
+    for tensor in proto.graph.initializer:
+        if tensor.name in names:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return proto
+
+
 def test_a_default_is_not_a_constant(check_pass, parse):
-    before = parse(
-        """g (float[2] x) => (float[] z) <int64[2] s = {1, 2}> {
-            r = Expand (x, s) k = Shape (r) c = Cast <to=1> (k) z = Neg (c)
-        }"""
-    )
-    before.graph.output[0].type.tensor_type.ClearField("shape")
-    before.graph.output[0].type.tensor_type.shape.dim.add(dim_param="n")
-    before.graph.input.append(onnx.helper.make_tensor_value_info("s", onnx.TensorProto.INT64, [2]))
-    check_pass(FOLD, before, changed=0)
+    before = parse("""g (float[2] x) => (float[n] z) <int64[2] s = {1, 2}, float w> {
+            r = Expand (x, s)
+            k = Shape (r)
+            c = Cast <to=1> (k)
+            z = Mul (c, w)
+        }""")
+    before.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    check_pass(FOLD, with_default(before, "s"), changed=0, skipped=["it is an input with a default"])
+
+
+def test_weights_that_all_are_inputs_become_constants(check_pass, parse):
+    before = parse("""g (float[N,2] x) => (float[] z) <float[2,2] w, float[2] b> {
+            k = Constant <value = float[2] {1, 2}> ()
+            t = Transpose (w)
+            a = Add (b, k)
+            z = Gemm (x, t, a)
+        }""")
+    found = check_pass(FOLD, with_default(before, "w", "b"), ops="Gemm", changed=4)
+    assert found.result.figures["inputs_made_constant"] == 2
+    assert [v.name for v in found.model.to_proto().graph.input] == ["x"]
 
 
 def test_an_identity_hands_the_constant_on(check_pass, parse):
