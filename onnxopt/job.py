@@ -125,7 +125,14 @@ def optimize(
     with io.staged(model, output) as staging:
         if options.validate:
             report = _judged(
-                report, original, staging.path, test, (size_bytes, staging.size_bytes), gates, options, track
+                report,
+                _runnable(original, source, options),
+                staging.path,
+                test,
+                (size_bytes, staging.size_bytes),
+                gates,
+                options,
+                track,
             )
         else:
             report = replace(report, notes=(*report.notes, "not validated: nothing is known of its accuracy or speed"))
@@ -157,12 +164,19 @@ def judge(
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
     report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1])
-    return _judged(report, original, files[1], test, (sizes[0], sizes[1]), gates, options, track)
+    return _judged(
+        report, _runnable(original, files[0], options), files[1], test, (sizes[0], sizes[1]), gates, options, track
+    )
+
+
+def _runnable(model: Model, path: Path, options: RunOptions) -> Model | Path:
+    """What the runtime is given: the file itself, unless its weights lie where the runtime would not look."""
+    return path if options.external_root is None else model
 
 
 def _judged(
     report: Report,
-    original: Model,
+    reference: Model | Path,
     candidate: Path,
     test: Dataset,
     sizes: tuple[int, int],
@@ -172,7 +186,7 @@ def _judged(
 ) -> Report:
     """The report with a validation, what the gates say of it, and the verdict."""
     validation = compare(
-        original, candidate, test, threads=options.threads, batch=options.batch, target=options.target, track=track
+        reference, candidate, test, threads=options.threads, batch=options.batch, target=options.target, track=track
     )
     results = evaluate(gates, validation, *sizes)
     holds = all(gate.holds is not False for gate in results)

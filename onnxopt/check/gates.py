@@ -1,7 +1,8 @@
 """Gates: what a result must hold to before it is saved.
 
 Speed and size are always judged. Of the three that judge answers, those that were asked for; if none was, the strongest
-that the data allows: accuracy where there are labels, agreement where there are classes, otherwise signal to noise.
+that the data allows: accuracy where there are labels enough to tell a point, agreement where there are classes,
+otherwise signal to noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MAX_DROP = 0.01
 MIN_AGREEMENT = 0.90
 MIN_SQNR_DB = 15.0
 MIN_SPEEDUP = 1.0
+# So many labelled samples can tell one point: of fewer, a single answer decides.
+_ENOUGH_LABELS = 300
 # Two sessions of one and the same model differ by up to this much: how memory happened to be laid out.
 _LUCK = 0.03
 # Growth that the default allows: shapes made explicit, and the remarks on where the model came from.
@@ -48,7 +51,7 @@ def evaluate(gates: Gates, validation: Validation, size_reference: int, size: in
 
 def _answers(gates: Gates, v: Validation) -> list[GateResult]:
     if gates.max_drop is gates.min_agreement is gates.min_sqnr is None:
-        if v.accuracy is not None:
+        if v.accuracy is not None and v.samples >= _ENOUGH_LABELS:
             return [_drop(MAX_DROP, v)]
         return [_agreement(MIN_AGREEMENT, v) if v.agreement is not None else _sqnr(MIN_SQNR_DB, v)]
     found = []

@@ -48,6 +48,13 @@ def test_the_default_judges_answers_by_the_best_there_is() -> None:
     assert all(g.holds for v in (GOOD, UNLABELLED, NO_CLASSES) for g in judge(v).values())
 
 
+def test_too_few_labels_to_tell_a_point_do_not_judge() -> None:
+    assert "max-drop" in judge(replace(GOOD, samples=300))
+    few = judge(replace(GOOD, samples=299))
+    assert "max-drop" not in few
+    assert "min-agreement" in few
+
+
 def test_what_is_asked_for_is_what_is_judged() -> None:
     assert list(judge(GOOD, min_sqnr=20)) == ["min-sqnr", "min-speedup", "max-size"]
     assert list(judge(GOOD, max_drop=0.01, min_agreement=0.9, min_sqnr=20))[:3] == [
