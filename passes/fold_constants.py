@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import onnx
 
 from onnxopt.core.pass_ import Pass, PassResult, Skip, label
 from onnxopt.errors import ExecutionError
@@ -50,11 +49,11 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold-constants"
     exact: ClassVar[bool] = True
+    prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults",)
 
     def run(self, model: Model, context: Context) -> PassResult:
         kept: dict[Node, str] = {}
-        fixed = _fix_defaults(model)
-        changed = fixed
+        changed = 0
         while True:
             before = changed
             for step in (_hand_on, _fold_sizes, partial(_fold_values, kept=kept)):
@@ -66,29 +65,9 @@ class FoldConstants(Pass):
                 break
         at_hand = {n for n in model.nodes() if all(is_constant(t) or t.is_empty() for t in n.inputs)}
         skips = [Skip(label(n), why) for n, why in kept.items() if n in at_hand]
-        skips += [
-            Skip(name, "it is an input with a default, which a feed may replace") for name in model.graph.defaults
-        ]
-        return PassResult(changed, tuple(skips), {"inputs_made_constant": fixed})
-
-
-def _fix_defaults(model: Model) -> int:
-    """Where every stored weight is also an input, as the format once demanded, none was meant to be fed.
-
-    Such weights become constants, like ONNX Runtime's own rewrites need them; returns how many. Where only some are
-    inputs, somebody chose those.
-    """
-    graph = model.graph
-    if any(isinstance(c.origin, onnx.TensorProto | onnx.SparseTensorProto) for c in graph.constants):
-        return 0
-    variables = [t for t in graph.inputs if t.name in graph.defaults and not any(t is o for o in graph.outputs)]
-    for variable in variables:
-        constant = graph.defaults.pop(variable.name)
-        replace_uses(variable, constant)
-        graph.constants.append(constant)
-    fixed = set(variables)
-    graph.inputs = [t for t in graph.inputs if t not in fixed]
-    return len(variables)
+        why = "it is an input with a default, which a feed may replace: freeze-defaults:all fixes it"
+        skips += [Skip(name, why) for name in model.graph.defaults]
+        return PassResult(changed, tuple(skips))
 
 
 def _hand_on(model: Model) -> int:

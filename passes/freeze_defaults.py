@@ -1,7 +1,8 @@
 """Make weights of the inputs that have a default value.
 
 Some exporters list every weight among the graph's inputs, as files before IR version 4 had to. A caller could then feed
-other weights; hardly any does, and a runtime may neither fold nor pack what might change.
+other weights; hardly any does, and a runtime may neither fold nor pack what might change. Where only some weights are
+inputs, somebody chose those.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
+
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Pass, PassResult
+from onnxopt.core.pass_ import Pass, PassResult, Skip, option
 from onnxopt.graph.ir import replace_uses
 from onnxopt.graph.model import Model
 
@@ -22,8 +25,14 @@ class FreezeDefaults(Pass):
     name: ClassVar[str] = "freeze-defaults"
     exact: ClassVar[bool] = True
 
+    all: bool = option(False, "also where only some of the weights are inputs")
+
     def run(self, model: Model, context: Context) -> PassResult:
         graph = model.graph
+        chosen = any(isinstance(c.origin, onnx.TensorProto | onnx.SparseTensorProto) for c in graph.constants)
+        if chosen and graph.defaults and not self.all:
+            why = "it is an input that somebody chose to have a default; freeze-defaults:all fixes it"
+            return PassResult(0, tuple(Skip(name, why) for name in graph.defaults))
         frozen = [t for t in graph.inputs if t.name in graph.defaults]
         for tensor in frozen:
             constant = graph.defaults.pop(tensor.name)

@@ -106,18 +106,6 @@ def test_a_default_is_not_a_constant(check_pass, parse):
     check_pass(FOLD, with_default(before, "s"), changed=0, skipped=["it is an input with a default"])
 
 
-def test_weights_that_all_are_inputs_become_constants(check_pass, parse):
-    before = parse("""g (float[N,2] x) => (float[] z) <float[2,2] w, float[2] b> {
-            k = Constant <value = float[2] {1, 2}> ()
-            t = Transpose (w)
-            a = Add (b, k)
-            z = Gemm (x, t, a)
-        }""")
-    found = check_pass(FOLD, with_default(before, "w", "b"), ops="Gemm", changed=4)
-    assert found.result.figures["inputs_made_constant"] == 2
-    assert [v.name for v in found.model.to_proto().graph.input] == ["x"]
-
-
 def test_an_identity_hands_the_constant_on(check_pass, parse):
     before = parse("g (float[N] x) => (float[] z) <float[1] w> { i = Identity (w) n = Neg (i) z = Add (x, n) }")
     check_pass(FOLD, before, ops="Add", changed=2)

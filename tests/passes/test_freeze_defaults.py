@@ -26,5 +26,12 @@ def test_defaults_become_constants(check_pass) -> None:
     np.testing.assert_array_equal(outcome.constant("w"), [2, 2, 2])
 
 
+def test_chosen_defaults_stay_unless_told(check_pass) -> None:
+    proto = listed()
+    del proto.graph.input[2]
+    check_pass(FreezeDefaults(), proto, changed=0, skipped=["somebody chose"])
+    check_pass(FreezeDefaults(all=True), proto, changed=1)
+
+
 def test_a_model_without_defaults_is_left_alone(check_pass, parse) -> None:
     check_pass(FreezeDefaults(), parse("g (float[2] x) => (float[2] y) { y = Relu(x) }"), changed=0)
