@@ -28,6 +28,9 @@ def test_defaults_become_constants(check_pass) -> None:
 
 def test_chosen_defaults_stay_unless_told(check_pass) -> None:
     proto = listed()
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "fixed"))
+    proto.graph.node[0].output[0] = "sum"
+    proto.graph.node.append(helper.make_node("Mul", ["sum", "fixed"], ["y"]))
     del proto.graph.input[2]
     check_pass(FreezeDefaults(), proto, changed=0, skipped=["somebody chose"])
     check_pass(FreezeDefaults(all=True), proto, changed=1)
