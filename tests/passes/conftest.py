@@ -54,6 +54,7 @@ class OneFeed:
 
     source = "test"
     labels = None
+    synthetic = False
     notes = ()
 
     def __init__(self, feed: Feed) -> None:

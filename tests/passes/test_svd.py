@@ -1,0 +1,174 @@
+"""Two small layers for a large one: the shapes that are left, what is lost, and where nothing is done."""
+
+import numpy as np
+import pytest
+
+from onnxopt.numerics.low_rank import factorize
+from onnxopt.passes.svd import Svd
+
+
+def low_rank(rows, columns, rank, noise=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, columns)) / np.sqrt(rank)
+        + rng.standard_normal((rows, columns)) * noise
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "weights", "x"),
+    [
+        ("Gemm (x, w)", "float[80,96] w", "float[N,80]"),
+        ("Gemm <transB=1, alpha=0.5, beta=2.0> (x, w, c)", "float[96,80] w, float[96] c", "float[N,80]"),
+        ("Gemm <transA=1> (x, w, c)", "float[80,96] w, float c", "float[80,N]"),
+        ("Gemm <transA=1, transB=1> (x, w)", "float[96,80] w", "float[80,N]"),
+        ("MatMul (x, w)", "float[80,96] w", "float[N,80]"),
+        ("MatMul (x, w)", "float[80,96] w", "float[2,N,80]"),
+        ("MatMul (x, w)", "float[80,96] w", "float[80]"),
+        ("MatMul (w, x)", "float[96,80] w", "float[80,N]"),
+        ("MatMul (w, x)", "float[96,80] w", "float[2,80,N]"),
+    ],
+)
+@pytest.mark.parametrize("data", [True, False])
+def test_weights_of_low_rank_lose_nothing(check_pass, parse, layer, weights, x, data):
+    shape = (80, 96) if "[80,96]" in weights else (96, 80)
+    before = parse(f"g ({x} x) => (float[] z) <{weights}> {{ z = {layer} }}", w=low_rank(*shape, 16))
+    op = layer.split()[0]
+    found = check_pass(Svd(ratio=0.4, data=data), before, ops=f"{op} {op}", changed=1, size=300)
+    assert found.deviation() < 1e-4
+    assert found.result.figures["layers"]["z"]["rank"] == 16
+    assert found.result.figures["parameters_before"] == 7680
+    assert found.result.figures["parameters_after"] == 16 * 176
+    assert found.result.figures["layers"]["z"]["relative_error"] < 1e-3
+
+
+def test_old_gemm_needs_a_bias(check_pass, parse):
+    before = parse(
+        "g (float[N,80] x) => (float[] z) <float[80,96] w, float[96] c> { z = Gemm (x, w, c) }",
+        opset=9,
+        w=low_rank(80, 96, 8),
+    )
+    found = check_pass(Svd(), before, ops="Gemm Gemm", changed=1)
+    assert found.deviation() < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "worst"), [("double", 1e-9), ("float16", 2e-2)])
+def test_types_stay(check_pass, parse, kind, worst):
+    before = parse(
+        f"g ({kind}[N,80] x) => ({kind}[] z) <{kind}[80,96] w> {{ z = MatMul (x, w) }}", w=low_rank(80, 96, 8)
+    )
+    assert check_pass(Svd(ratio=0.2), before, changed=1).deviation() < worst
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ({"ratio": 0.5}, 16),  # 21 by parameters, down to a multiple of eight
+        ({"ratio": 0.1}, 4),
+        ({"energy": 0.9}, 16),  # 10 of 12 equal singular values at least, up to a multiple of eight
+        ({"energy": 0.5}, 8),
+    ],
+)
+def test_ranks(check_pass, parse, options, rank):
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))
+    spectrum = np.append(np.ones(12), np.full(52, 1e-3))
+    before = parse(
+        "g (float[N,64] x) => (float[] z) <float[64,128] w> { z = MatMul (x, w) }",
+        w=np.hstack((q * spectrum, q * spectrum)),
+    )
+    found = check_pass(Svd(**options, data=False), before, changed=1)
+    layer = found.result.figures["layers"]["z"]
+    assert layer["rank"] == rank
+    assert layer["relative_error"] == pytest.approx(np.sqrt(max(0, 12 - rank) / 12), abs=0.01)
+    assert layer["measured_on"] == "weights"
+
+
+def test_the_error_is_that_of_the_weights(check_pass, parse):
+    before = parse("g (float[N,80] x) => (float[] z) <float[80,96] w> { z = MatMul (x, w) }", w=low_rank(80, 96, 80))
+    found = check_pass(Svd(data=False), before, changed=1)
+    w = low_rank(80, 96, 80).astype(np.float32)
+    now = found.constant("w.1") @ found.constant("w.2")
+    assert found.result.figures["layers"]["z"]["relative_error"] == pytest.approx(
+        np.linalg.norm(w - now) / np.linalg.norm(w), rel=1e-3
+    )
+
+
+def test_data_says_what_may_be_lost(check_pass, parse):
+    """Inputs that lie in 12 directions need no more than rank 12, whatever the weights."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((500, 12)) @ rng.standard_normal((12, 80))).astype(np.float32)
+    before = parse("g (float[N,80] x) => (float[] z) <float[96,80] w, float[96] b> { z = Gemm <transB=1> (x, w, b) }")
+    aware = check_pass(Svd(ratio=0.4), before, changed=1, feed={"x": x})
+    blind = check_pass(Svd(ratio=0.4, data=False), before, changed=1, feed={"x": x})
+    assert aware.result.figures["layers"]["z"]["measured_on"] == "outputs"
+    assert aware.deviation() < 1e-4
+    assert blind.deviation() > 0.1
+
+
+def test_full_rank_is_the_original():
+    w = np.random.default_rng(0).standard_normal((40, 60))
+    left, right = factorize(w, 40)
+    np.testing.assert_allclose(left @ right, w, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "reason"),
+    [
+        ("z = MatMul (x, w)", "float[80,20] w", "it is small: 1600 parameters"),
+        ("y = MatMul (x, w) v = MatMul (x, w) z = Add (y, v)", "float[80,80] w", "shared"),
+        ("z = MatMul (x, w)", "float[1,80,80] w", "not a matrix"),
+        ("z = Gemm (w, x)", "float[80,3] w", "first factor of a Gemm"),
+        ("z = MatMul (x, w)", "float[80,80] w", "rank 80 of 80 x 80 saves nothing"),
+    ],
+)
+def test_skips(check_pass, parse, nodes, weights, reason):
+    energy = 1.0 if "saves" in reason else None
+    before = parse(f"g (float[3,80] x) => (float[] z) <{weights}> {{ {nodes} }}")
+    check_pass(Svd(energy=energy), before, changed=0, skipped=[reason] * (2 if reason == "shared" else 1))
+
+
+def test_products_of_activations_are_no_places(check_pass, parse):
+    check_pass(Svd(), parse("g (float[80,80] x) => (float[] z) { z = MatMul (x, x) }"), changed=0)
+
+
+def test_integers_are_left_alone(check_pass, parse):
+    before = parse("g (int32[N,80] x) => (int32[] z) <int32[80,80] w> { z = MatMul (x, w) }")
+    check_pass(Svd(), before, changed=0, skipped=["of type int32"])
+
+
+def test_factors_are_not_split_again(check_pass, parse):
+    head = "g (float[N,200] x) => (float[] z) <float[200,50] p, float[50,200] q>"
+    pair = parse(f"{head} {{ y = MatMul (x, p) z = MatMul (y, q) }}")
+    check_pass(Svd(), pair, changed=0, skipped=["two factors already"] * 2)
+    check_pass(Svd(), parse(f"{head} {{ y = MatMul (x, p) r = Relu (y) z = MatMul (r, q) }}"), changed=2)
+
+
+def test_a_wide_middle_is_no_factorization(check_pass, parse):
+    before = parse(
+        "g (float[N,50] x) => (float[] z) <float[50,200] p, float[200,50] q> { y = MatMul (x, p) z = MatMul (y, q) }"
+    )
+    check_pass(Svd(data=False), before, changed=2)
+
+
+def test_several_layers_and_a_body(check_pass, parse):
+    before = parse("""g (float[N,80] x, bool c) => (float[N,96] z) <float[80,80] v, float[80,96] w, float[80,96] u> {
+        y = MatMul (x, v)
+        r = Relu (y)
+        z = If (c) <
+            then_branch = t () => (float[N,96] tz) { tz = MatMul (r, w) },
+            else_branch = e () => (float[N,96] ez) { ez = MatMul (r, u) }
+        >
+    }""")
+    found = check_pass(Svd(), before, ops="MatMul MatMul MatMul MatMul MatMul MatMul Relu If", changed=3)
+    layers = found.result.figures["layers"]
+    assert {name: layer["measured_on"] for name, layer in layers.items()} == {
+        "y": "outputs",
+        "tz": "weights",
+        "ez": "weights",
+    }
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0}, {"ratio": 1.5}, {"energy": -1}])
+def test_options_out_of_range(options):
+    with pytest.raises(ValueError, match="above 0 and is at most 1"):
+        Svd(**options)
