@@ -78,7 +78,7 @@ class Session:
     def run(self, feed: Feed) -> dict[str, Array]:
         """The watched tensors by name. Raises ExecutionError when the model fails on this feed."""
         try:
-            values = self._session.run(self._fetch, feed)
+            values = self._session.run(self._fetch, feed) if self._fetch else []  # to ONNX Runtime, none means all
         except Exception as error:  # see above
             raise ExecutionError(f"ONNX Runtime {__version__} cannot run the model: {_reason(error)}") from error
         found = dict(zip(self._fetch, values, strict=True))
