@@ -10,22 +10,24 @@ DequantizeLinear at the places where the runtime makes integer kernels of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from onnxopt.core import qdq
+from onnxopt.core.bias_correction import measure
 from onnxopt.core.context import Context, Method
 from onnxopt.core.kernels import QUANTIZED
-from onnxopt.core.pass_ import Pass, PassResult, Skip, label, option
-from onnxopt.core.placement import Placement, fault, is_layer, place
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.placement import Placement, Sizes, Specs, is_layer, place
 from onnxopt.core.plain_layers import make_plain
 from onnxopt.data.calibration import Calibration
 from onnxopt.errors import ModelError
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.ranges import Range
+from onnxopt.runtime.audit import audit
 
 _PER_CHANNEL_OPSET = 13
 _OLDEST_OPSET = 10
@@ -37,66 +39,89 @@ class Quant(Pass):
 
     name: ClassVar[str] = "quant"
     after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
-    prepare: ClassVar[tuple[str, ...]] = ("fold-bn",)
+    prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants", "fold-bn", "clean")
 
     calibration: Method = option("mse", "how a tensor's range is taken from the data")
     per_channel: bool = option(True, "one weight scale for each output channel, not one for each tensor")
+    bias_correction: bool = option(True, "let biases make good for what rounding adds on average")
     exclude: str = option("", "nodes to leave float: names or patterns with *, joined by +")
 
     def run(self, model: Model, context: Context) -> PassResult:
         if found := next((n for n in model.nodes() if n.op in QUANTIZED), None):
             return PassResult(0, (Skip(label(found), f"the model is quantized already: it holds {found.op}"),))
-        opset, fallback = _modernize(model)
-        if model.opset < _OLDEST_OPSET:
-            return PassResult(0, (Skip("model", fallback),))
-        placement, calibration = self._place(model, context)
-        if not placement.units:
-            return PassResult(0, placement.skips)
-        per_channel = self.per_channel and model.opset >= _PER_CHANNEL_OPSET
-        qdq.write(model, placement, calibration, per_channel=per_channel)
-        layers = sum(is_layer(u.node) for u in placement.units)
-        figures: dict[str, int | bool | str] = {
-            "layers": layers,
-            "operators": len(placement.units),
+        plain = model.clone()
+        notes = _modernize(plain)
+        if plain.opset < _OLDEST_OPSET:
+            return PassResult(0, notes)
+        patterns = [p for p in self.exclude.split("+") if p]
+        left_out = {label(n): "excluded" for n in plain.graph.nodes if any(fnmatchcase(label(n), p) for p in patterns)}
+        sizes, specs = context.shapes(plain), shapes.specs(plain)
+        make_plain(plain, sizes, specs, left_out)
+        ranges = _Ranges(plain, context, self.calibration)
+        per_channel = self.per_channel and plain.opset >= _PER_CHANNEL_OPSET
+        while True:
+            candidate = plain.clone()
+            placement = _place(candidate, sizes, specs, left_out, ranges)
+            if not placement.units:
+                return PassResult(0, (*notes, *placement.skips))
+            params = qdq.choose(placement, ranges.found)
+            means = measure(plain, context, placement, params) if self.bias_correction else {}
+            layers = [label(u.node) for u in placement.units if is_layer(u.node)]
+            qdq.write(candidate, placement, params, means, per_channel=per_channel)
+            candidate.tidy()
+            executed = audit(candidate)
+            refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in layers}
+            if not refused:
+                break
+            left_out |= refused
+        figures: dict[str, Figure] = {
+            "layers": len(layers),
+            "integer_kernels": len(executed.integer),
+            "float_islands": len(executed.islands),
+            "conversions": executed.conversions,
             "tensors": len(set(placement.roots.values())),
             "per_channel": per_channel,
         }
-        if model.opset != opset:
-            figures["opset"] = f"{opset} to {model.opset}"
-        skips = placement.skips if not fallback else (Skip("model", fallback), *placement.skips)
-        return PassResult(layers, skips, figures)
-
-    def _place(self, model: Model, context: Context) -> tuple[Placement, Mapping[str, Range]]:
-        """Choose what runs in integers, measure the ranges, and choose again without the tensors that have none."""
-        sizes, specs = context.shapes(model), shapes.specs(model)
-        patterns = [p for p in self.exclude.split("+") if p]
-        exclude = {label(n) for n in model.graph.nodes if any(fnmatchcase(label(n), p) for p in patterns)}
-        wanted = [n for n in model.graph.nodes if is_layer(n) and label(n) not in exclude]
-        make_plain(model, [n for n in wanted if not fault(n, sizes, specs, model.opset)], sizes)
-        model.tidy()
-        ranges: dict[str, Range] = {}
-        unfit: dict[str, str] = {}
-        while True:
-            placement = place(model, sizes, specs, exclude=exclude, unfit=unfit)
-            unknown = sorted(set(placement.roots.values()) - set(ranges))
-            if not unknown:
-                return placement, ranges
-            calibration = context.statistics(model, unknown, self.calibration)
-            for name in unknown:
-                if why := _unfit(name, calibration):
-                    unfit[name] = why
-                else:
-                    ranges[name] = calibration.ranges[name]
+        if plain.opset != model.opset:
+            figures["opset"] = [model.opset, plain.opset]
+        model.adopt(candidate)
+        return PassResult(len(layers), (*notes, *placement.skips), figures)
 
 
-def _modernize(model: Model) -> tuple[int, str]:
-    """Convert the model to an opset that has scales per channel. Returns its opset before, and why it failed, if so."""
-    before = model.opset
+def _modernize(model: Model) -> tuple[Skip, ...]:
+    """Convert to an opset that knows scales per channel; says so where that fails."""
     try:
         model.upgrade(_PER_CHANNEL_OPSET)
     except ModelError as error:
-        return before, str(error)
-    return before, ""
+        return (Skip("opset", f"{error}; weights get one scale each"),)
+    return ()
+
+
+def _place(model: Model, sizes: Sizes, specs: Specs, left_out: dict[str, str], ranges: _Ranges) -> Placement:
+    """Choose what runs in integers, measure the ranges, and choose again without the tensors that have none."""
+    while True:
+        placement = place(model, sizes, specs, left_out=left_out, unfit=ranges.unfit)
+        unknown = sorted(set(placement.roots.values()) - set(ranges.found))
+        if not unknown:
+            return placement
+        ranges.measure(unknown)
+
+
+class _Ranges:
+    """Ranges of tensors, and reasons why tensors have none; both by name."""
+
+    def __init__(self, model: Model, context: Context, method: Method) -> None:
+        self.found: dict[str, Range] = {}
+        self.unfit: dict[str, str] = {}
+        self._model, self._context, self._method = model, context, method
+
+    def measure(self, tensors: Sequence[str]) -> None:
+        calibration = self._context.statistics(self._model, tensors, self._method)
+        for name in tensors:
+            if why := _unfit(name, calibration):
+                self.unfit[name] = why
+            else:
+                self.found[name] = calibration.ranges[name]
 
 
 def _unfit(name: str, calibration: Calibration) -> str:

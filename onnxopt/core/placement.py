@@ -8,10 +8,11 @@ that crosses pays for its conversion, once. (Boykov and Jolly, 2001, label pixel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, prod
+from types import MappingProxyType
 
 import numpy as np
 import scipy.sparse
@@ -26,6 +27,8 @@ from onnxopt.graph.signature import TensorSpec
 
 Sizes = Mapping[str, tuple[int, ...]]
 Specs = Mapping[str, TensorSpec]
+Reasons = Mapping[str, str]
+_NONE: Reasons = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +89,17 @@ class Placement:
 
 
 def place(
-    model: Model, sizes: Sizes, specs: Specs, *, exclude: Collection[str] = (), unfit: Mapping[str, str] | None = None
+    model: Model, sizes: Sizes, specs: Specs, *, left_out: Reasons = _NONE, unfit: Reasons = _NONE
 ) -> Placement:
     """Choose. ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor.
 
-    Nodes named in ``exclude`` stay float, and so do all that would need a tensor of ``unfit`` (name: reason) quantized.
+    Nodes named in ``left_out`` stay float, and so do all that would need a tensor named in ``unfit`` quantized.
     """
-    scope, unfit = Scope(model.graph), unfit or {}
+    scope = Scope(model.graph)
     units: list[Unit] = []
     skips = list(_in_bodies(model))
     for node in model.graph.nodes:
-        why = "excluded" if label(node) in exclude else fault(node, sizes, specs, model.opset)
+        why = left_out.get(label(node)) or fault(node, sizes, specs, model.opset)
         if not why:
             unit = Unit(node, KERNELS[node.op], _clamp(node, scope))
             needed = unit.reads if unit.kernel.float_output else (*unit.reads, *unit.writes)

@@ -8,23 +8,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import numpy as np
 
-from onnxopt.core.placement import column_bias
+from onnxopt.core.pass_ import label
+from onnxopt.core.placement import Reasons, Sizes, Specs, column_bias, fault, is_layer
 from onnxopt.graph.ir import Constant, Node, Scope, is_constant
 from onnxopt.graph.model import Model
 
 
-def make_plain(model: Model, nodes: Iterable[Node], sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Rewrite those of ``nodes`` that need it. ``sizes`` are observed shapes, by tensor."""
+def make_plain(model: Model, sizes: Sizes, specs: Specs, left_out: Reasons) -> None:
+    """Rewrite the layers that can run in integers, and give those a name that have none.
+
+    ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor; nodes in ``left_out`` stay as they are.
+    """
     scope = Scope(model.graph)
-    for node in nodes:
+    for node in list(model.graph.nodes):
+        if not is_layer(node) or label(node) in left_out or fault(node, sizes, specs, model.opset):
+            continue
+        node.name = node.name or model.fresh_name(f"{node.op}_{label(node)}")
         if node.op == "MatMul":
             _plain_matmul(model, node, scope, len(sizes[node.inputs[0].name]))
         if node.op == "Gemm":
             _plain_gemm(model, node)
+    model.tidy()
 
 
 def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:

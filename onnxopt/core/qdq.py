@@ -12,22 +12,28 @@ runtime melts a node between DequantizeLinear and QuantizeLinear into one intege
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxopt.core.bias_correction import Means
 from onnxopt.core.kernels import Kind
 from onnxopt.core.pass_ import label
 from onnxopt.core.placement import Placement, Unit, clamp_limits, column_bias, output_axis
+from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant, replace_uses
+from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.qparams import (
+    BIAS_LIMIT,
     INT8,
     INT32,
     UINT8,
     QParams,
     QuantType,
     bias_quantize,
+    dequantize,
     qparams_asymmetric,
     quantize,
     smallest_weight_scale,
@@ -55,12 +61,27 @@ def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS) 
     return QParams(np.asarray(scale, np.float32), zero_point)
 
 
-def write(model: Model, placement: Placement, ranges: Mapping[str, Range], *, per_channel: bool = True) -> None:
-    """Change the model. ``ranges`` are those of the placement's roots, by name.
+def choose(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, QParams]:
+    """Scale and zero point of every tensor to be quantized, by name; ``ranges`` are those of the placement's roots."""
+    limits = {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
+    chosen = {r: activation_qparams(ranges[r], limits.get(r, _NO_LIMITS)) for r in set(placement.roots.values())}
+    return {name: chosen[root] for name, root in placement.roots.items()}
 
+
+def write(
+    model: Model,
+    placement: Placement,
+    params: Mapping[str, QParams],
+    means: Mapping[str, Means] | None = None,
+    *,
+    per_channel: bool = True,
+) -> None:
+    """Change the model. ``params`` are from ``choose``.
+
+    ``means`` are those of the layers' inputs: with them the bias makes good for what rounding adds on average.
     ``per_channel``: one weight scale for each output channel (needs opset 13), otherwise one for each weight.
     """
-    writer = _Writer(model, placement, ranges, per_channel)
+    writer = _Writer(model, placement, params, means or {}, per_channel)
     moved = {t.name for u in placement.units if u.moves for t in u.writes}
     for name, tensor in {**placement.read, **placement.made}.items():
         if name not in moved:
@@ -74,21 +95,19 @@ def write(model: Model, placement: Placement, ranges: Mapping[str, Range], *, pe
             writer.constants(unit)
 
 
+@dataclass
 class _Writer:
-    def __init__(self, model: Model, placement: Placement, ranges: Mapping[str, Range], per_channel: bool) -> None:
-        self.model = model
-        self.placement = placement
-        self.per_channel = per_channel
-        limits = {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
-        self.params = {
-            root: activation_qparams(ranges[root], limits.get(root, _NO_LIMITS)) for root in placement.roots.values()
-        }
-        self.integers: dict[str, Variable] = {}  # by the name of the tensor that they stand for
-        self.shared: dict[tuple[object, ...], Tensor] = {}  # what several nodes read: scales, zero points, weights
+    model: Model
+    placement: Placement
+    params: Mapping[str, QParams]
+    means: Mapping[str, Means]
+    per_channel: bool
+    integers: dict[str, Variable] = field(default_factory=dict)  # by the name of the tensor that they stand for
+    shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # scales, zero points, weights by content
 
     def round(self, tensor: Variable) -> None:
         """Quantize a tensor for those who read it as integers, or for all if it is made so."""
-        params = self._params(tensor)
+        params = self.params[tensor.name]
         integers = self._integers(tensor)
         if tensor.name in self.placement.made:
             exact = self._like(tensor, "float")
@@ -105,7 +124,7 @@ class _Writer:
     def move(self, unit: Unit) -> None:
         """Let a node that computes nothing work on the integers."""
         node = unit.node
-        params = self._params(unit.reads[0])
+        params = self.params[unit.reads[0].name]
         source, *others = node.inputs
         if node.op == "Pad":
             others[1:2] = [self._constant(f"{source.name}_zero_point", params.zero_point)]
@@ -124,26 +143,38 @@ class _Writer:
 
     def parameters(self, unit: Unit) -> None:
         """Quantize a layer's weights, and its bias to the scale of their products with the input."""
-        node = unit.node
+        node, (source,) = unit.node, unit.reads
         weight, bias = node.inputs[1], column_bias(node)
         assert bias is not None
         axis = output_axis(node)
-        input_scale = self._params(unit.reads[0]).scale
+        input_scale = self.params[source.name].scale
         least = smallest_weight_scale(bias, input_scale)
         params = (
             weight_qparams(weight.values, axis, at_least=least)
             if self.per_channel
             else weight_qparams(weight.values, None, at_least=least.max())
         )
+        if source.name in self.means and node.op != "MatMul":
+            bias = bias + self._correction(node, params, self.means[source.name])
         node.inputs = [node.inputs[0], self._stored(weight, params, INT8, axis)]
         if bias.any():
-            steps, scale = bias_quantize(bias, input_scale, params.scale)
-            scale = scale if self.per_channel else scale[0]
-            stem = f"{label(node)}.bias"
-            rounded = Variable(self.model.fresh_name(stem), np.dtype(np.float32), steps.shape)
-            bias_params = QParams(scale, np.zeros(scale.shape, INT32.dtype))
-            self._node("DequantizeLinear", self.model.constant(f"{stem}_quantized", steps), rounded, bias_params, 0)
-            node.inputs.append(rounded)
+            node.inputs.append(self._bias(f"{label(node)}.bias", bias, input_scale, params.scale))
+
+    def _correction(self, node: Node, params: QParams, means: Means) -> Floats:
+        """What rounding the weights and the input takes from a layer's outputs on average, (channels,)."""
+        weight, layout = node.inputs[1].values, layers.layout(node)
+        axis = output_axis(node) if params.scale.ndim else None
+        rounded = dequantize(quantize(weight, params, INT8, axis), params, axis)
+        return layout.respond(weight, means.exact) - layout.respond(rounded, means.rounded)
+
+    def _bias(self, stem: str, bias: Floats, input_scale: Array, weight_scale: Array) -> Variable:
+        limit = BIAS_LIMIT * input_scale.astype(np.float64) * weight_scale
+        steps, scale = bias_quantize(np.clip(bias, -limit, limit), input_scale, weight_scale)
+        scale = scale if self.per_channel else scale[0]
+        rounded = Variable(self.model.fresh_name(stem), np.dtype(np.float32), steps.shape)
+        params = QParams(scale, np.zeros(scale.shape, INT32.dtype))
+        self._node("DequantizeLinear", self.model.constant(f"{stem}_quantized", steps), rounded, params, 0)
+        return rounded
 
     def _stored(self, constant: Constant, params: QParams, qtype: QuantType, axis: int | None = None) -> Tensor:
         """A constant as integers, read back; made once for all nodes that want it on the same scale."""
@@ -169,9 +200,6 @@ class _Writer:
         if key not in self.shared:
             self.shared[key] = self.model.constant(stem, value)
         return self.shared[key]
-
-    def _params(self, tensor: Variable) -> QParams:
-        return self.params[self.placement.roots[tensor.name]]
 
     def _like(self, tensor: Tensor, what: str) -> Variable:
         return Variable(self.model.fresh_name(f"{tensor.name}_{what}"), tensor.dtype, tensor.shape)

@@ -224,8 +224,12 @@ class Model:
         whole = protos.without(header)
         whole.graph.CopyFrom(converted.graph)
         fresh = Model.from_proto(whole, {k: (c._values, c.origin) for k, c in weights.items()}, self.path, self.mapped)
-        self.graph, self.header, self._names = fresh.graph, fresh.header, fresh._names
+        self.adopt(fresh)
         return True
+
+    def adopt(self, other: Model) -> None:
+        """Become what ``other`` is, which must not be used any more: so a pass can work on a clone and take it or not."""
+        self.graph, self.header, self._names = other.graph, other.header, other._names
 
     def digest(self) -> str:
         """SHA-256 of all that the model computes with: its structure and the bytes of its weights."""
