@@ -1,12 +1,13 @@
-"""Remove whole channels: of every layer the share ``ratio``, those whose weights are smallest.
+"""Remove whole channels, the same share of every layer, and make the rest answer as before.
 
-What goes together is found by ``graph.coupling``; a class of channels is judged by the mean over its layers of
+What goes together is found by ``graph.coupling``. Which channels go is decided by one of
 
-    |w_c| / mean_c |w_c|        w_c: all weights that make channel c; L1 or L2 norm
+    obs     the rise of the least-squares error of the layers that read the channel (``core.selection``)
+    l1, l2  |w_c| / mean_c |w_c|, the mean over the layers that make channel c; w_c: all the weights that make it
+            (Li et al., Pruning Filters for Efficient ConvNets, 2017, here over all coupled layers)
 
-(Li et al., Pruning Filters for Efficient ConvNets, 2017, here over all coupled layers). The cut is proved: before
-anything is repaired, the model must equal the original in which the same channels are zero wherever they are summed
-over. Then the layers that lost inputs are solved anew on calibration data (``core.repair``).
+The cut is proved: before anything is repaired, the model must equal the original in which the same channels are zero
+wherever they are summed over. Then the layers behind it are solved anew on calibration data (``core.repair``).
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxopt.core import channels, unrolled
+from onnxopt.core import channels, selection, unrolled
 from onnxopt.core.channels import Producer
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.core.repair import Place, repair
+from onnxopt.core.selection import Quota
 from onnxopt.errors import PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.labels import Labels
+from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.numerics.tolerance import allowed, deviation
 from onnxopt.runtime.session import Session
 
 _PROOF_SAMPLES = 8
+_ROWS = 40_000
 _ENDS = "first or last layer; keep-ends=false prunes it"
 _JOINED = "shares its channels across a residual addition; scope=all prunes them"
 _NARROW = "too few channels that go together to remove any: what remains must be a multiple of align"
@@ -45,11 +49,13 @@ class Prune(Pass):
 
     ratio: float = option(0.3, "share of each layer's channels to remove, from 0 up to 1")
     scope: Literal["inner", "all"] = option("inner", "inner leaves channels alone that residual additions share")
-    criterion: Literal["l1", "l2"] = option("l1", "norm of the weights that make a channel")
+    criterion: Literal["obs", "l1", "l2"] = option(
+        "obs", "which go: those that later layers can best do without, or those made with the smallest weights"
+    )
     align: int = option(0, "what remains is a multiple of this; 0: as the target likes, less for small layers")
     keep_ends: bool = option(True, "leave the channels of the first and last layers alone")
     repair: bool = option(True, "solve the layers behind removed channels anew, on calibration data")
-    samples: int = option(512, "how many samples to repair with, at most")
+    samples: int = option(1024, "how many samples to choose and repair with, at most")
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -62,30 +68,34 @@ class Prune(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         coupling = Coupling(model, context.shapes(model), context.free_axes(model))
         makers = channels.producers(model.graph, coupling)
-        removed, skips = self._choose(model, coupling, makers, context.target.channel_step)
-        if not len(removed):
-            return PassResult(0, tuple(skips))
-        cut = Cut(coupling, removed)
-        masks = [(m, ~np.isin(m.classes, removed)) for m in makers]
-        counts: Figure = {label(m.layer): [len(k), int(k.sum())] for m, k in masks if not k.all()}
-        places = [Place(m.layer, k) for m, k in masks if not cut.input(m.layer, 0, _into(m)).all()]
+        score = channels.scores(makers, coupling, 2 if self.criterion == "l2" else 1)
+        quotas, held = self._quotas(model, coupling, makers, score, context.target.channel_step)
+        if self.criterion == "obs":
+            chosen = selection.by_data(model, coupling, quotas, score, context, self.samples, _ROWS)
+        else:
+            chosen = [selection.by_score(quota, score) for quota in quotas]
+        if not chosen:
+            return PassResult(0, _skips(makers, held, coupling, np.zeros(0, np.intp)))
+        removed = np.concatenate(chosen)
+        skips, cut = _skips(makers, held, coupling, removed), Cut(coupling, removed)
+        shortened = cut.shortened()
+        places = [Place(m.layer, cut.output(m.layer, m.axis), id(m.layer) in shortened) for m in makers]
+        counts = {label(p.layer): [len(p.outputs), int(p.outputs.sum())] for p in places if not p.outputs.all()}
         original, masked = model.clone(), cut.masked(model)
         cut.apply(model)
         model.tidy()
         figures: dict[str, Figure] = {"channels": counts, "proof": _prove(model, masked, context)}
         if self.repair:
-            faults = [unrolled.fault(p.layer) for p in places]
-            skips += [Skip(label(p.layer), f"not repaired: it {f}") for p, f in zip(places, faults, strict=True) if f]
-            sound = [p for p, f in zip(places, faults, strict=True) if not f]
-            done = repair(model, original, sound, context, self.samples)
+            short = [(label(p.layer), unrolled.fault(p.layer)) for p in places if p.shortened]
+            skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in short if fault)
+            done = repair(model, original, places, context, self.samples, _ROWS)
             figures["repaired"] = [asdict(d) for d in done]
-        return PassResult(len(removed), tuple(skips), figures)
+        return PassResult(len(removed), skips, figures)
 
-    def _choose(
-        self, model: Model, coupling: Coupling, makers: Sequence[Producer], channel_step: int
-    ) -> tuple[Labels, list[Skip]]:
-        """The classes to remove, and the layers of which nothing goes."""
-        score = channels.scores(makers, coupling, 1 if self.criterion == "l1" else 2)
+    def _quotas(
+        self, model: Model, coupling: Coupling, makers: Sequence[Producer], score: Floats, channel_step: int
+    ) -> tuple[list[Quota], dict[int, str]]:
+        """How many channels go of which block; and why all of others stay, by class."""
         width = channels.widths(makers, coupling)
         held: dict[int, str] = {}
         if self.scope == "inner":
@@ -94,25 +104,29 @@ class Prune(Pass):
         if self.keep_ends:
             ends = channels.ends(model.graph)
             held |= {int(c): _ENDS for m in makers if id(m.layer) in ends for c in m.classes if c}
-        chosen = []
+        quotas = []
         for block in coupling.blocks():
-            if np.isnan(score[block[0]]) or int(block[0]) in held:
+            first = int(block[0])
+            if first in held or np.isnan(score[first]):
                 continue
-            stay = channels.kept(len(block), int(width[block[0]]), self.ratio, self.align, channel_step)
-            if stay == len(block):
+            stay = channels.kept(len(block), int(width[first]), self.ratio, self.align, channel_step)
+            if stay < len(block):
+                quotas.append(Quota(block, len(block) - stay))
+            else:
                 held |= dict.fromkeys(block.tolist(), _NARROW)
-            chosen.append(block[np.argsort(score[block], kind="stable")[: len(block) - stay]])
-        removed = np.concatenate([*chosen, np.zeros(0, np.intp)])
-        skips = []
-        for m in makers:
-            if not np.isin(m.classes, removed).any():
-                why = next((held[c] for c in m.classes.tolist() if c in held), "")
-                skips.append(Skip(label(m.layer), why or f"its channels stay: {coupling.why_frozen(m.layer, m.axis)}"))
-        return removed, skips
+        return quotas, held
 
 
-def _into(maker: Producer) -> int:
-    return 1 if maker.axis == 1 else -1
+def _skips(
+    makers: Sequence[Producer], held: dict[int, str], coupling: Coupling, removed: Labels
+) -> tuple[Skip, ...]:
+    """The layers of which nothing goes, and why."""
+    found = []
+    for m in makers:
+        if not np.isin(m.classes, removed).any():
+            why = next((held[c] for c in m.classes.tolist() if c in held), "")
+            found.append(Skip(label(m.layer), why or f"its channels stay: {coupling.why_frozen(m.layer, m.axis)}"))
+    return tuple(found)
 
 
 def _prove(model: Model, masked: Model, context: Context) -> dict[str, Figure]:

@@ -1,9 +1,9 @@
 """Make the layers behind removed channels answer as before: closed-form least squares, layer by layer.
 
-A layer that lost inputs gets new weights and a new bias, so that from what reaches it in the model as cut and repaired
-so far it makes, as nearly as it can, what it made in the original model. (Reconstruction from the original's
-activations: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, 2017.) No labels, no
-training.
+In the order of the graph, every layer that lost inputs, or that lies behind one that did, gets new weights and a new
+bias: from what reaches it in the model as cut and solved so far, it shall make what it made in the original. Where its
+result is added to another, the sum of both is the target, so that each block also makes good what came before it.
+(He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, 2017.) No labels, no training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
-from onnxopt.core.stream import Stream, peak_bytes
-from onnxopt.graph.ir import Node
+from onnxopt.core.stream import Stream, feeds_that_fit
+from onnxopt.graph.ir import Node, Tensor, is_constant, reads
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
@@ -26,23 +26,21 @@ from onnxopt.numerics.least_squares import Moments, fit
 from onnxopt.numerics.patches import sample_positions
 
 Mask = npt.NDArray[np.bool_]
-
-ROWS = 20_000
-_MEMORY = 2**28
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer to repair, and which of its outputs in the original model it still has."""
+    """A layer that may be solved anew: which outputs of the original it still has, and whether it lost inputs."""
 
     layer: Node
     outputs: Mask
+    shortened: bool
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """Squared error over the squared target on held-back samples, before and after; ``ridge`` that did best on them."""
+    """Squared error over squared target on held-back samples, before and after, and the ridge that did best on them."""
 
     layer: str
     before: float
@@ -51,39 +49,75 @@ class Repaired:
     rows: int
 
 
-def repair(model: Model, original: Model, places: Sequence[Place], context: Context, samples: int) -> list[Repaired]:
-    """Solve every place in the order of the graph; the model is changed, the original is not.
+def repair(
+    model: Model, original: Model, places: Sequence[Place], context: Context, samples: int, rows: int
+) -> list[Repaired]:
+    """Solve the places that lie behind what was cut, on at most so many samples and rows of each layer.
 
-    Fewer than ``samples`` samples are used where more of their activations than 256 MiB would have to be kept.
+    The model is changed, the original is not.
     """
     model.tidy()
-    order = {id(node): i for i, node in enumerate(model.graph.nodes)}
-    places = sorted(places, key=lambda p: order[id(p.layer)])
-    each = peak_bytes(original, [p.layer.outputs[0].name for p in places], context.shapes(original))
-    feeds = list(context.dataset.batches(context.batch, stop=min(samples, max(8, _MEMORY // max(each, 1)))))
+    todo = _behind(model, places)
+    feeds = feeds_that_fit(original, [p.layer.outputs[0].name for p in todo], context, samples)
     now, then = Stream(model, feeds, context.threads), Stream(original, feeds, context.threads)
     found = []
-    for place in context.track(places, "repair"):
-        target = then.advance(place.layer.outputs[0].name)
+    for i, place in enumerate(context.track(todo, "repair")):
+        target = [y[_channels(place)] for y in then.advance(place.layer.outputs[0].name)]
+        beside = _beside(model, place.layer)
+        if beside is not None and now.reaches(beside.name, without=[p.layer for p in todo[i:]]):
+            wanted, got = then.advance(beside.name), now.advance(beside.name)
+            if wanted[0].ndim == target[0].ndim and all(g.shape == t.shape for g, t in zip(got, target, strict=True)):
+                target = [t + w[_channels(place)] - g for t, w, g in zip(target, wanted, got, strict=True)]
         reached = now.advance(place.layer.inputs[0].name)
-        found.append(_solve(model, place, _rows(place, reached, target, context.rng())))
+        found.append(_solve(model, place, _rows(place, reached, target, rows, context.rng())))
     return found
 
 
+def _behind(model: Model, places: Sequence[Place]) -> list[Place]:
+    """The places whose inputs are no longer what they were, in the order of the graph."""
+    by_layer = {id(p.layer): p for p in places}
+    changed: set[int] = set()
+    found = []
+    for node in model.graph.nodes:
+        place = by_layer.get(id(node))
+        if (place is not None and place.shortened) or any(id(t) in changed for t in reads(node)):
+            changed.update(map(id, node.outputs))
+            if place is not None and not unrolled.fault(node):
+                found.append(place)
+    return found
+
+
+def _beside(model: Model, layer: Node) -> Tensor | None:
+    """The computed tensor that the layer's result is added to, perhaps after a constant, if that is its only use."""
+    y = layer.outputs[0]
+    while len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs):
+        node = y.outputs[0]
+        if node.op != "Add" or not node.is_standard or len(node.inputs) != 2:
+            return None
+        other = next((t for t in node.inputs if t is not y), y)
+        if not is_constant(other):
+            return None if other is y else other
+        y = node.outputs[0]
+    return None
+
+
+def _channels(place: Place) -> tuple[slice | Mask, ...]:
+    """An index that takes the channels that are left out of what the layer made."""
+    return (slice(None), place.outputs) if place.layer.op.startswith("Conv") else (..., place.outputs)  # type: ignore[return-value]
+
+
 def _rows(
-    place: Place, reached: Sequence[Array], target: Sequence[Array], rng: np.random.Generator
+    place: Place, reached: Sequence[Array], target: Sequence[Array], limit: int, rng: np.random.Generator
 ) -> Iterator[tuple[Floats, Floats, Mask]]:
     """Rows of inputs and of targets, batch by batch, and which of them are held back: those of every fifth sample."""
-    limit = max(1, ROWS // len(reached))
     few = sum(len(x) for x in reached) < 5
     sample = 0
     for x, y in zip(reached, target, strict=True):
-        all_rows = unrolled.targets(place.layer, y)
-        at = sample_positions(len(all_rows), limit, rng)
-        of = np.arange(len(at)) if few else sample + at * len(x) // len(all_rows)
+        rows, wanted = unrolled.Rows(place.layer, x), unrolled.targets(place.layer, y)
+        at = sample_positions(rows.count, max(1, limit // len(reached)), rng)
+        of = np.arange(len(at)) if few else sample + at * len(x) // rows.count
         sample += len(x)
-        rows = unrolled.rows(place.layer, x, y.shape, at).astype(np.float64)
-        yield rows, all_rows[at][:, place.outputs].astype(np.float64), of % 5 == 4
+        yield rows.at(at).astype(np.float64), wanted[at].astype(np.float64), of % 5 == 4
 
 
 def _solve(model: Model, place: Place, batches: Iterator[tuple[Floats, Floats, Mask]]) -> Repaired:
@@ -110,5 +144,5 @@ def _solve(model: Model, place: Place, batches: Iterator[tuple[Floats, Floats, M
         before, after = before + unchanged, after + min(unchanged, changed)
     if after < before:
         unrolled.write(model, place.layer, weight, bias)
-    scale, rows = max(power, 1e-30), train[0].count + held[0].count
-    return Repaired(label(place.layer), before / scale, after / scale, best, rows)
+    power = max(power, 1e-30)
+    return Repaired(label(place.layer), before / power, after / power, best, train[0].count + held[0].count)

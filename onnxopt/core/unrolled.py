@@ -1,24 +1,26 @@
 """A layer written as one matrix product for each group of channels: rows of what it reads, times its weights.
 
-``targets[n, g] = weight[g] @ rows[n, g] + bias[g]`` for Conv, ConvTranspose, Gemm and MatMul alike; weight (groups,
+``target[n, g] = weight[g] @ row[n, g] + bias[g]`` for Conv, ConvTranspose, Gemm and MatMul alike; weight (groups,
 outputs, inputs x kernel), bias (groups, outputs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
 
 import numpy as np
 
 from onnxopt.core.pass_ import label
 from onnxopt.graph import layer as layers
-from onnxopt.graph.ir import Node, Variable, is_constant, replace_uses
+from onnxopt.graph.ir import Node, Variable, is_constant
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics import patches
 from onnxopt.numerics.patches import Positions
 
+LAYERS = layers.LAYERS
 WIDEST = 6_000
 _OWN_PADS = (None, "NOTSET")
 
@@ -51,7 +53,7 @@ def read(layer: Node) -> tuple[Floats, Floats]:
 
 
 def write(model: Model, layer: Node, weight: Floats, bias: Floats) -> None:
-    """Give the layer a new weight and bias, in its own form."""
+    """Give the layer a new weight and bias, in its own form. What it makes keeps its name."""
     view, old = layout(layer), layer.inputs[1]
     full = weight.reshape(view.shape[0], view.shape[view.out], view.shape[view.into], view.shape[3])
     full = full[..., ::-1] if layer.op == "ConvTranspose" else full
@@ -77,41 +79,59 @@ def _add_behind(model: Model, layer: Node, shift: Array) -> None:
             old = follower.inputs[slot]
             follower.inputs[slot] = model.constant(old.name, np.asarray(old.values + shift, shift.dtype))
             return
-    shifted = Variable(model.fresh_name(f"{y.name}_shifted"), y.dtype, y.shape)
-    replace_uses(y, shifted)
-    add = Node("Add", model.fresh_name(f"{label(layer)}_bias"), [y, model.constant(f"{y.name}_bias", shift)], [shifted])
+    product = Variable(model.fresh_name(f"{y.name}_product"), y.dtype, y.shape)
+    layer.outputs = [product]
+    bias = model.constant(f"{y.name}_bias", shift)
+    add = Node("Add", model.fresh_name(f"{label(layer)}_bias"), [product, bias], [y])
     model.graph.nodes.insert(next(i for i, n in enumerate(model.graph.nodes) if n is layer) + 1, add)
 
 
 def targets(layer: Node, y: Array) -> Array:
-    """What the layer made, as rows: (positions, channels)."""
+    """What the layer made, as rows: (count, channels)."""
     return (np.moveaxis(y, 1, -1) if _convolves(layer) else y).reshape(-1, y.shape[1 if _convolves(layer) else -1])
 
 
-def rows(layer: Node, x: Array, y_shape: tuple[int, ...], at: Positions) -> Array:
-    """What the layer read for the rows ``at`` of its targets: (len(at), channels x kernel)."""
-    if not _convolves(layer):
-        return x.reshape(-1, x.shape[-1])[at]
-    rank = x.ndim - 2
-    kernel = tuple(layer.inputs[1].shape[2:])
-    strides, dilations = (layer.attrs.get(name, [1] * rank) for name in ("strides", "dilations"))
-    pads = layer.attrs.get("pads", [0] * 2 * rank)
-    if layer.op == "Conv":
-        auto = layer.attrs.get("auto_pad", "NOTSET")
-        if auto.startswith("SAME"):
-            pads = patches.same_pads(x.shape[2:], kernel, strides, dilations, upper=auto == "SAME_UPPER")
-        elif auto == "VALID":
-            pads = [0] * 2 * rank
-        return patches.patches(x, kernel, strides, pads, dilations, at)
-    # A transposed convolution is a plain one with turned weights over the input with zeros put in between.
-    spread = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype)
-    spread[_inner(slice(None, None, s) for s in strides)] = x
-    reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-    begins = [r - p for r, p in zip(reach, pads, strict=False)]
-    ends = [n + r - m - b for n, r, m, b in zip(y_shape[2:], reach, spread.shape[2:], begins, strict=True)]
-    inside = _inner(slice(max(0, -b), m - max(0, -e)) for b, e, m in zip(begins, ends, spread.shape[2:], strict=True))
-    outside = [max(0, n) for n in (*begins, *ends)]
-    return patches.patches(spread[inside], kernel, [1] * rank, outside, dilations, at)
+class Rows:
+    """What the layer read, ``x``, as ``count`` rows (inputs of all groups x kernel), made when they are asked for."""
+
+    def __init__(self, layer: Node, x: Array) -> None:
+        if not _convolves(layer):
+            self._x, self._geometry = x.reshape(-1, x.shape[-1]), None
+            self.count = len(self._x)
+            return
+        rank = x.ndim - 2
+        kernel = tuple(layer.inputs[1].shape[2:])
+        strides, dilations = (layer.attrs.get(name, [1] * rank) for name in ("strides", "dilations"))
+        pads = layer.attrs.get("pads", [0] * 2 * rank)
+        if layer.op == "ConvTranspose":
+            # A transposed convolution is a plain one with turned weights, over the input with zeros put in between.
+            reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+            extra = layer.attrs.get("output_padding", [0] * rank)
+            begins = [r - p for r, p in zip(reach, pads, strict=False)]
+            ends = [r - p + e for r, p, e in zip(reach, pads[rank:], extra, strict=True)]
+            x, pads = _spread(x, strides, begins, ends)
+            strides = [1] * rank
+        elif layer.attrs.get("auto_pad") not in _OWN_PADS:
+            upper, valid = layer.attrs["auto_pad"] == "SAME_UPPER", layer.attrs["auto_pad"] == "VALID"
+            same = patches.same_pads(x.shape[2:], kernel, strides, dilations, upper=upper)
+            pads = [0] * 2 * rank if valid else list(same)
+        self._x, self._geometry = x, (kernel, strides, pads, dilations)
+        self.count = len(x) * prod(patches.output_size(x.shape[2:], *self._geometry))
+
+    def at(self, positions: Positions) -> Array:
+        """Some of the rows: (len(positions), inputs x kernel)."""
+        return self._x[positions] if self._geometry is None else patches.patches(self._x, *self._geometry, positions)
+
+
+def _spread(
+    x: Array, strides: Sequence[int], begins: Sequence[int], ends: Sequence[int]
+) -> tuple[Array, list[int]]:
+    """``x`` with zeros between its values, cut off where it is to be padded by less than nothing; and the pads left."""
+    long = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
+    result = np.zeros((*x.shape[:2], *long), x.dtype)
+    result[_inner(slice(None, None, s) for s in strides)] = x
+    inside = _inner(slice(max(0, -b), m - max(0, -e)) for b, e, m in zip(begins, ends, long, strict=True))
+    return result[inside], [max(0, n) for n in (*begins, *ends)]
 
 
 def _inner(parts: Iterable[slice]) -> tuple[slice, ...]:

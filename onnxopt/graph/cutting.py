@@ -40,6 +40,10 @@ class Cut:
         """By index along an axis of an output: does it stay?"""
         return np.asarray(self._stays[self.coupling.output(node, axis, slot)])
 
+    def shortened(self) -> set[int]:
+        """The nodes (their ``id``) that sum over fewer channels than before."""
+        return {id(node) for node, slot, axis in self.coupling.contractions if not self.input(node, slot, axis).all()}
+
     def apply(self, model: Model) -> None:
         """Remove the classes from the model that the coupling was made of. The coupling is stale afterwards."""
         made: dict[tuple[int, bytes], Constant] = {}

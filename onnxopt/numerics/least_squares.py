@@ -52,6 +52,12 @@ class Moments:
     def count(self) -> int:
         return int(self.gram[-1, -1])
 
+    @property
+    def covariance(self) -> Floats:
+        """The covariance of the inputs over the rows, (inputs, inputs)."""
+        scaled = self.gram / max(self.gram[-1, -1], 1.0)
+        return np.asarray(scaled[:-1, :-1] - np.outer(scaled[-1, :-1], scaled[-1, :-1]))
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.cross + other.cross, self.power + other.power)
 
