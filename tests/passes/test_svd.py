@@ -101,7 +101,7 @@ def test_data_says_what_may_be_lost(check_pass, parse):
     aware = check_pass(Svd(ratio=0.4), before, changed=1, feed={"x": x})
     blind = check_pass(Svd(ratio=0.4, data=False), before, changed=1, feed={"x": x})
     assert aware.result.figures["layers"]["z"]["measured_on"] == "outputs"
-    assert aware.deviation() < 1e-4
+    assert aware.deviation() < 1e-3
     assert blind.deviation() > 0.1
 
 
