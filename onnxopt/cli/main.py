@@ -1,7 +1,7 @@
 """The group of commands, and how any of them ends.
 
 Exit codes: 0 good, 1 a gate failed or a pass broke the model (nothing saved), 2 wrong usage or bad input,
-130 interrupted.
+3 a bug in onnxopt itself (``python -X dev -m onnxopt`` shows where), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def main() -> None:
         _complain("interrupted: nothing was written", 130)
     except MemoryError:
         _complain("out of memory: use fewer --samples, or a machine with more", 2)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        _complain(f"a bug in onnxopt ({type(error).__name__}: {error}); please report it with the command", 3)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

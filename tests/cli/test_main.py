@@ -1,0 +1,21 @@
+"""How the command line ends when something is wrong that is not the user's doing."""
+
+import pytest
+
+from onnxopt.cli import optimize as module
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted: nothing was written"),
+        (MemoryError(), 2, "error: out of memory: use fewer --samples, or a machine with more"),
+        (ZeroDivisionError("a\nb"), 3, "error: a bug in onnxopt (ZeroDivisionError: a b); please report it with the command"),
+    ],
+)
+def test_every_end_is_one_line(error: BaseException, code: int, message: str, net, run, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "Output", fail)
+    assert run("optimize", net, "--passes", "clean") == (code, "", message + "\n")
