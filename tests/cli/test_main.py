@@ -18,4 +18,5 @@ def test_every_end_is_one_line(error: BaseException, code: int, message: str, ne
         raise error
 
     monkeypatch.setattr(module, "Output", fail)
-    assert run("optimize", net, "--passes", "clean") == (code, "", message + "\n")
+    done = run("optimize", net, "--passes", "clean")
+    assert (done.code, done.out, done.err.strip()) == (code, "", message)
