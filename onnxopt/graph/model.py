@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from onnxopt.graph.stored import MappedFile, Sparse
 # Constants up to this many elements stay in a skeleton: shapes, axes, sizes, which decide other tensors' shapes.
 _SKELETON_ELEMENTS = 1024
 _EMBED_LIMIT = 2**31 - 2**20
+_COLLECT_BYTES = 2**28
 
 
 class Model:
@@ -36,6 +38,7 @@ class Model:
         self.path = path
         self.mapped = mapped
         self._names = names
+        self._new_bytes = 0
 
     @classmethod
     def from_proto(
@@ -178,7 +181,9 @@ class Model:
 
     def constant(self, stem: str, values: Array) -> Constant:
         """A new constant with a fresh name."""
-        return Constant(self.fresh_name(stem), np.asarray(values))
+        result = Constant(self.fresh_name(stem), np.asarray(values))
+        self._new_bytes += result.nbytes
+        return result
 
     def tidy(self) -> int:
         """Drop nodes without effect and unread constants, and put the rest in order; returns how many nodes went."""
@@ -189,9 +194,13 @@ class Model:
         return removed
 
     def release(self) -> None:
-        """Give the pages of mapped weight files back to the system."""
+        """Give back to the system the pages of mapped weight files, and constants that were replaced."""
         for file in self.mapped:
             file.release()
+        if self._new_bytes > _COLLECT_BYTES:
+            # Tensors and their lists of nodes refer to one another: only the collector frees them.
+            gc.collect()
+            self._new_bytes = 0
 
     def upgrade(self, opset: int) -> bool:
         """Convert the standard operators upward to ``opset``; returns whether anything was to do.
