@@ -8,7 +8,7 @@ result is added to another, the sum of both is the target, so that each block al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
-from onnxopt.core.stream import Stream, feeds_that_fit
-from onnxopt.graph.ir import Node, Tensor, is_constant, reads
+from onnxopt.core.stream import Stream, feeds
+from onnxopt.graph.ir import Node, is_constant, reads
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
@@ -58,18 +58,19 @@ def repair(
     """
     model.tidy()
     todo = _behind(model, places)
-    feeds = feeds_that_fit(original, [p.layer.outputs[0].name for p in todo], context, samples)
-    now, then = Stream(model, feeds, context.threads), Stream(original, feeds, context.threads)
+    batches, shapes = feeds(context, samples), context.shapes(original)
+    now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
+    few = context.dataset.count < 5
     found = []
     for i, place in enumerate(context.track(todo, "repair")):
-        target = [y[_channels(place)] for y in then.advance(place.layer.outputs[0].name)]
-        beside = _beside(model, place.layer)
-        if beside is not None and now.reaches(beside.name, without=[p.layer for p in todo[i:]]):
-            wanted, got = then.advance(beside.name), now.advance(beside.name)
-            if wanted[0].ndim == target[0].ndim and all(g.shape == t.shape for g, t in zip(got, target, strict=True)):
-                target = [t + w[_channels(place)] - g for t, w, g in zip(target, wanted, got, strict=True)]
-        reached = now.advance(place.layer.inputs[0].name)
-        found.append(_solve(model, place, _rows(place, reached, target, rows, context.rng())))
+        name = place.layer.inputs[0].name
+        share = min(now.rest(name), then.rest(name))
+        beside = _beside(model, place.layer, shapes)
+        if beside and now.passes(beside, [p.layer for p in todo[i:]]):
+            beside = ""
+        pairs = _pairs(place, beside, now, then, share)
+        limit = max(1, round(rows / (share * len(batches))))
+        found.append(_solve(model, place, _rows(place.layer, pairs, limit, few, context.rng())))
     return found
 
 
@@ -87,37 +88,46 @@ def _behind(model: Model, places: Sequence[Place]) -> list[Place]:
     return found
 
 
-def _beside(model: Model, layer: Node) -> Tensor | None:
+def _beside(model: Model, layer: Node, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The computed tensor that the layer's result is added to, perhaps after a constant, if that is its only use."""
     y = layer.outputs[0]
     while len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs):
         node = y.outputs[0]
-        if node.op != "Add" or not node.is_standard or len(node.inputs) != 2:
-            return None
         other = next((t for t in node.inputs if t is not y), y)
+        if node.op != "Add" or not node.is_standard or other is y:
+            return ""
         if not is_constant(other):
-            return None if other is y else other
+            same = shapes.get(other.name) == shapes[layer.outputs[0].name]
+            return str(other.name) if same else ""
         y = node.outputs[0]
-    return None
+    return ""
 
 
-def _channels(place: Place) -> tuple[slice | Mask, ...]:
-    """An index that takes the channels that are left out of what the layer made."""
-    return (slice(None), place.outputs) if place.layer.op.startswith("Conv") else (..., place.outputs)  # type: ignore[return-value]
+def _pairs(place: Place, beside: str, now: Stream, then: Stream, share: float) -> Iterator[tuple[Array, Array]]:
+    """What reaches a layer and what it shall make of it, batch by batch."""
+    more = [beside] if beside else []
+    axis = 1 if place.layer.op.startswith("Conv") else -1
+    reached = now.read([place.layer.inputs[0].name, *more], share)
+    targets = then.read([place.layer.outputs[0].name, *more], share)
+    for (x, *got), wanted in zip(reached, targets, strict=True):
+        y, *added = (np.compress(place.outputs, t, axis) for t in wanted)
+        yield x, y + added[0] - got[0] if more else y
 
 
 def _rows(
-    place: Place, reached: Sequence[Array], target: Sequence[Array], limit: int, rng: np.random.Generator
+    layer: Node, pairs: Iterator[tuple[Array, Array]], limit: int, few: bool, rng: np.random.Generator
 ) -> Iterator[tuple[Floats, Floats, Mask]]:
-    """Rows of inputs and of targets, batch by batch, and which of them are held back: those of every fifth sample."""
-    few = sum(len(x) for x in reached) < 5
+    """At most ``limit`` rows of inputs and targets of each batch, and which to hold back: those of every fifth sample.
+
+    With ``few`` samples it is every fifth row.
+    """
     sample = 0
-    for x, y in zip(reached, target, strict=True):
-        rows, wanted = unrolled.Rows(place.layer, x), unrolled.targets(place.layer, y)
-        at = sample_positions(rows.count, max(1, limit // len(reached)), rng)
+    for x, y in pairs:
+        rows, targets = unrolled.Rows(layer, x), unrolled.targets(layer, y)
+        at = sample_positions(rows.count, limit, rng)
         of = np.arange(len(at)) if few else sample + at * len(x) // rows.count
         sample += len(x)
-        yield rows.at(at).astype(np.float64), wanted[at].astype(np.float64), of % 5 == 4
+        yield rows.at(at).astype(np.float64), targets[at].astype(np.float64), of % 5 == 4
 
 
 def _solve(model: Model, place: Place, batches: Iterator[tuple[Floats, Floats, Mask]]) -> Repaired:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.stream import Stream, feeds_that_fit
+from onnxopt.core.stream import Stream, feeds
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Node
 from onnxopt.graph.labels import Labels
@@ -54,10 +54,13 @@ def by_data(
     readers = [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
     of_quota = [[i for i, r in enumerate(readers) if int(q.block[0]) in r.inputs] for q in quotas]
     chosen = {k: by_score(q, score) for k, q in enumerate(quotas) if not of_quota[k]}
-    stops = [r.layer.inputs[0].name for r in readers]
-    stream = Stream(model, feeds_that_fit(model, stops, context, samples) if readers else [], context.threads)
+    batches = feeds(context, samples) if readers else []
+    stream = Stream(model, batches, context.shapes(model), context.threads)
     for i, reader in enumerate(context.track(readers, "channels")):
-        reader.gather(stream.advance(reader.layer.inputs[0].name), rows, context.rng())
+        name = reader.layer.inputs[0].name
+        share = stream.rest(name)
+        limit = max(1, round(rows / (share * len(batches))))
+        reader.gather((x for (x,) in stream.read([name], share)), limit, context.rng())
         for k, quota in enumerate(quotas):
             if of_quota[k] and of_quota[k][-1] == i:
                 chosen[k] = _cheapest(quota, [readers[j] for j in of_quota[k]])
@@ -78,14 +81,13 @@ class _Reader:
         self.inputs = {int(c): [columns[part == c].ravel() for part in by_group] for c in np.unique(classes) if c}
         self._parts: list[Elimination] = []
 
-    def gather(self, values: Iterable[Array], limit: int, rng: np.random.Generator) -> None:
-        """Take in what reaches the layer."""
+    def gather(self, batches: Iterable[Array], limit: int, rng: np.random.Generator) -> None:
+        """Take in what reaches the layer, at most ``limit`` rows of each batch."""
         weight, _ = unrolled.read(self.layer)
         moments = [Moments.empty(weight.shape[2], 0) for _ in weight]
-        batches = list(values)
-        for value in batches:
-            rows = unrolled.Rows(self.layer, value)
-            x = rows.at(sample_positions(rows.count, max(1, limit // len(batches)), rng))
+        for batch in batches:
+            rows = unrolled.Rows(self.layer, batch)
+            x = rows.at(sample_positions(rows.count, limit, rng))
             x = x.reshape(len(x), *weight.shape[::2])
             for g, part in enumerate(moments):
                 part.add(x[:, g], np.zeros((len(x), 0)))
@@ -109,7 +111,7 @@ class _Reader:
 def _readers(model: Model, coupling: Coupling) -> list[_Reader]:
     found = []
     for node, slot, axis in coupling.contractions:
-        if node.op in unrolled.LAYERS and slot == 0 and not unrolled.fault(node):
+        if node.op in unrolled.LAYERS and node.is_standard and slot == 0 and not unrolled.fault(node):
             found.append(_Reader(node, coupling.input(node, slot, axis)))
     return found
 

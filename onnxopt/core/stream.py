@@ -1,12 +1,13 @@
-"""Run a model over samples bit by bit, so that it may be changed ahead of where the samples are.
+"""Run a model over samples part by part, so that it may be changed ahead of where the samples are.
 
-Between two stops only the tensors that are still needed are kept, and each node runs once in all.
+A stream rests at a tensor: it keeps, for all samples, only what is still to be read behind it, and reads on from there.
+Where that is too much to keep, it goes on resting where it was, and fewer samples are read further on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil, prod
 
 from onnxopt.core.context import Context
 from onnxopt.graph.ir import Node, Tensor, is_constant, reads
@@ -18,51 +19,71 @@ _MEMORY = 2**28
 _FEWEST = 8
 
 
-class Stream:
-    """Samples on their way through a model, as batches of the tensors made so far that are still to be read.
+def feeds(context: Context, samples: int) -> list[Feed]:
+    """The first ``samples`` samples of a context, or as many as fit into 256 MiB."""
+    found: list[Feed] = []
+    size = 0
+    for feed in context.dataset.batches(context.batch, stop=samples):
+        size += sum(value.nbytes for value in feed.values())
+        if found and size > _MEMORY:
+            break
+        found.append(feed)
+    return found
 
-    ``model`` may be changed wherever the stream has not passed, as long as no tensor changes its name.
+
+class Stream:
+    """Feeds on their way through a model, which may be changed wherever the stream does not rest behind, as long as no
+    tensor changes its name.
+
+    ``shapes`` are those of the model's tensors for one sample, or larger ones.
     """
 
-    def __init__(self, model: Model, feeds: Iterable[Feed], threads: int = 1) -> None:
+    def __init__(
+        self, model: Model, batches: Sequence[Feed], shapes: Mapping[str, tuple[int, ...]], threads: int = 1
+    ) -> None:
         self.model = model
-        self._batches: list[Feed] = [dict(feed) for feed in feeds]
+        self._batches = list(batches)
+        self._shapes = shapes
         self._threads = threads
         self._done: set[str] = set()
+        one = sum(prod(shapes[name]) for name in batches[0]) if batches else 1
+        self._scale = sum(value.size for feed in batches for value in feed.values()) / max(one, 1)
 
-    def advance(self, name: str) -> list[Array]:
-        """Values of a tensor, batch by batch; nodes that it does not depend on wait."""
-        if name in self._batches[0]:
-            return [batch[name] for batch in self._batches]
+    def rest(self, name: str) -> float:
+        """Rest where a tensor is made, if what has to be kept there fits into 256 MiB.
+
+        Returns the share of the samples that would fit, from which on it is worth to read: 1 where it rests there.
+        """
         nodes = _ahead(self.model, name, self._done)
-        self._done.update(map(_made, nodes))
-        later = _read_later(self.model, self._done)
-        made = {t.name for node in nodes for t in node.outputs} & later
-        part = _segment(self.model, self._batches[0], [name, *sorted(made - {name})])
-        session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
-        values = []
-        for i, batch in enumerate(self._batches):
-            results = session.run({k: v for k, v in batch.items() if k in taken})
-            values.append(results[name])
-            self._batches[i] = {k: v for k, v in (batch | results).items() if k in later}
-        return values
+        done = self._done.union(map(_made, nodes))
+        later = {t.name for node in self.model.graph.nodes if _made(node) not in done for t in reads(node)} | {name}
+        made = {t.name for node in self.model.graph.nodes if _made(node) in done for t in node.outputs}
+        size = 4 * self._scale * sum(prod(self._shapes.get(k, ())) for k in later & (made | self._batches[0].keys()))
+        if size > _MEMORY:
+            return max(_MEMORY / size, min(1.0, _FEWEST / len(self._batches)))
+        if nodes:
+            wanted = sorted({t.name for node in nodes for t in node.outputs} & later)
+            results = self.read(wanted)
+            for i, (batch, values) in enumerate(zip(self._batches, results, strict=True)):
+                known = batch | dict(zip(wanted, values, strict=True))
+                self._batches[i] = {k: v for k, v in known.items() if k in later}
+            self._done = done
+        return 1.0
 
-    def reaches(self, name: str, without: Sequence[Node]) -> bool:
-        """Can the stream advance to a tensor without passing any of these nodes?"""
-        return not any(node is n for node in _ahead(self.model, name, self._done) for n in without)
+    def read(self, names: Sequence[str], share: float = 1.0) -> Iterator[list[Array]]:
+        """Values of tensors, batch by batch, for the first ``share`` of the batches. Nothing is kept."""
+        missing = [n for n in names if n not in self._batches[0]]
+        if missing:
+            part = _segment(self.model, self._batches[0], missing)
+            session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
+        for batch in self._batches[: ceil(share * len(self._batches))]:
+            made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
+            yield [batch[n] if n in batch else made[n] for n in names]
 
-
-def feeds_that_fit(model: Model, stops: Sequence[str], context: Context, samples: int) -> list[Feed]:
-    """The first ``samples`` samples, or as many as a stream through these stops can keep in 256 MiB, at least 8."""
-    shapes = context.shapes(model)
-    done: set[str] = set()
-    most = 1
-    for stop in stops:
-        done.update(map(_made, _ahead(model, stop, done)))
-        later = _read_later(model, done)
-        kept = {t.name for node in model.graph.nodes if _made(node) in done for t in node.outputs} & later
-        most = max(most, sum(4 * prod(shapes[k]) for k in kept | {stop} if k in shapes))
-    return list(context.dataset.batches(context.batch, stop=min(samples, max(_FEWEST, _MEMORY // most))))
+    def passes(self, name: str, nodes: Sequence[Node]) -> bool:
+        """Does any of these nodes lie between where the stream rests and a tensor?"""
+        ahead = _ahead(self.model, name, self._done)
+        return any(node is n for node in ahead for n in nodes)
 
 
 def _ahead(model: Model, name: str, done: set[str]) -> list[Node]:
@@ -73,10 +94,6 @@ def _ahead(model: Model, name: str, done: set[str]) -> list[Node]:
             found.append(node)
             needed.update(t.name for t in reads(node) if not is_constant(t))
     return found
-
-
-def _read_later(model: Model, done: set[str]) -> set[str]:
-    return {t.name for node in model.graph.nodes if _made(node) not in done for t in reads(node)}
 
 
 def _segment(model: Model, known: Mapping[str, Array], wanted: Sequence[str]) -> Model:
