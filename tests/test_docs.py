@@ -40,10 +40,20 @@ def test_the_pass_of_the_contributing_guide_works(tmp_path) -> None:
 def test_commands_of_the_readme_exist() -> None:
     from onnxopt.cli.main import commands
 
-    text = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"^\s*(?:\S*/)?onnxopt ([a-z]+)", text, re.MULTILINE))
-    assert used
-    assert used <= set(commands.commands)
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    used = {
+        name for page in pages for name in re.findall(r"(?:[/`$] ?|^)onnxopt ([a-z]+)", page.read_text(), re.MULTILINE)
+    }
+    assert used == set(commands.commands)
+
+
+def test_passes_of_the_documents_exist() -> None:
+    from onnxopt.core.spec import known_passes, parse
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    specs = {s for page in pages for s in re.findall(r"--passes ([a-z][a-z0-9:=.,%-]*)", page.read_text())}
+    assert {p.name for spec in specs for p in parse(spec)} >= {"quant", "prune"}
+    assert all(f"`{name}`" in (ROOT / "README.md").read_text() for name in known_passes())
 
 
 def test_the_table_of_rooms_matches_the_tree() -> None:

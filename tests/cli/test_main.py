@@ -10,7 +10,11 @@ from onnxopt.cli import optimize as module
     [
         (KeyboardInterrupt(), 130, "error: interrupted: nothing was written"),
         (MemoryError(), 2, "error: out of memory: use fewer --samples, or a machine with more"),
-        (ZeroDivisionError("a\nb"), 3, "error: a bug in onnxopt (ZeroDivisionError: a b); please report it with the command"),
+        (
+            ZeroDivisionError("a\nb"),
+            3,
+            "error: a bug in onnxopt (ZeroDivisionError: a b); please report it with the command",
+        ),
     ],
 )
 def test_every_end_is_one_line(error: BaseException, code: int, message: str, net, run, monkeypatch) -> None:
