@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Pass, PassResult
+from onnxopt.data.batching import Batching
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed, TensorSpec
 from onnxopt.graph.verify import boundary, faults
 from onnxopt.numerics.tolerance import allowed, deviation
-from onnxopt.progress import silent
 from onnxopt.runtime.session import Session
 
 
@@ -61,6 +61,8 @@ class OneFeed:
         self.feed = feed
         self.count = max((len(value) for value in feed.values() if value.ndim), default=1)
         self.digest = "0" * 64
+        self.unit = self.count
+        self.batching = Batching(whole=False, fixed=self.count)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Feed]:
         yield self.feed
@@ -117,14 +119,6 @@ def _feed(inputs: Sequence[TensorSpec], size: int, seed: int) -> Feed:
     return feed
 
 
-def _context(model: Model, feed: Feed) -> Any:
-    try:
-        from onnxopt.core.context import Context
-    except ModuleNotFoundError:  # until the engine can calibrate: enough for passes that need no data
-        return SimpleNamespace(track=silent, original=model)
-    return Context(model, OneFeed(feed))  # type: ignore[arg-type]  # all that a pass asks of a dataset
-
-
 def _check_pass(
     step: Pass,
     before: onnx.ModelProto,
@@ -146,7 +140,7 @@ def _check_pass(
     untouched = original.to_proto().SerializeToString(deterministic=True)
     model = original.clone()
     feed = _feed(original.inputs, size, seed=1) if feed is None else feed
-    context = _context(original, feed)
+    context = Context(original, OneFeed(feed))  # type: ignore[arg-type]  # all that a pass asks of a dataset
     expected = boundary(model)
 
     result = step.run(model, context)
