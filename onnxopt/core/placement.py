@@ -129,10 +129,10 @@ def fault(node: Node, sizes: Sizes, specs: Specs, opset: int) -> str:
         if node.attrs.get(name) not in allowed:
             return f"there is no integer kernel for {name}={node.attrs[name]}"
     unit = Unit(node, kernel)
-    if not unit.reads:
-        return "its inputs are constant"
     if kernel.kind is Kind.LAYER and (why := _layer_fault(node)):
         return why
+    if not unit.reads:
+        return "its inputs are constant"
     for tensor in (*unit.operands, *node.outputs):
         if why := _tensor_fault(tensor, sizes, specs):
             return f"'{tensor.name}' {why}"
@@ -215,6 +215,8 @@ def _in_bodies(model: Model) -> Iterator[Skip]:
 
 def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[bool]:
     """For each unit, whether it runs in integers when the sum of all times is least."""
+    if not units:
+        return []
     arcs = _Arcs(len(units))
     unit_of = {id(u.node): i for i, u in enumerate(units)}
     for i, unit in enumerate(units):

@@ -91,6 +91,8 @@ def audit(model: Model) -> Audit:
         while place is not None and number[id(place)] not in kernels:
             place = _only_reader(place, scope)  # a fused kernel may be called after the last node in it
         kernel = kernels[number[id(place)]] if place is not None else ""
+        if place is not node and place is not None and kernel == place.op:
+            kernel = ""  # the reader executes as itself: what it reads was folded into a constant
         result.append(Executed(name, node.op, kernel, "" if kernel in INTEGER_KERNELS or not kernel else why))
     return Audit(tuple(result), dict(Counter(n.op_type for n in executed)))
 
