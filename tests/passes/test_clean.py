@@ -254,6 +254,15 @@ def test_texts_are_left_alone(check_pass, parse):
     check_pass(CLEAN, before)
 
 
+def test_transposes_of_unknown_rank_stay(check_pass, parse):
+    before = parse("""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[2,3] x) => (float[2,3] z) {
+            y = com.microsoft.Gelu (x) a = Transpose (y) b = Transpose (a) z = Relu (b)
+        }""")
+    del before.graph.value_info[:]
+    check_pass(CLEAN, before, changed=0)
+
+
 def test_other_domains_are_left_alone(check_pass, parse):
     before = parse(
         """<ir_version: 8, opset_import: ["":17, "com.microsoft":1]>

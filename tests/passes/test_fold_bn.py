@@ -220,6 +220,30 @@ def test_skips(check_pass, model, nodes, weights, reason):
     check_pass(FOLD, model(nodes, weights), changed=0, skipped=[reason], size=4)
 
 
+def test_what_stands_before_a_layer_that_cannot_change(check_pass, model):
+    before = model(f"w = Abs (x) y = {BN} (x, s, b, m, v) z = Conv <pads=[4,4,4,4]> (y, w)")
+    check_pass(FOLD, before, changed=0, skipped=["Conv 'z' has weights that are not constant"], size=4)
+
+
+def test_short_range_of_float16_in_front(check_pass, parse):
+    before = parse(
+        """g (float16[N,4] x) => (float16[] z)
+        <float16[4,5] w, float16[4] s, float16[4] b, float16[4] m, float16[4] v> {
+            y = BatchNormalization (x, s, b, m, v)
+            z = Gemm (y, w)
+        }""",
+        s=3e4,
+        v=0.2,
+    )
+    check_pass(FOLD, before, changed=0, skipped=["Gemm 'z' would overflow float16"], numbers=False)
+
+
+def test_other_domains_are_left_alone(check_pass, parse):
+    before = parse("""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[2,4] x) => (float[2,4] z) <float[4,4] w> { y = MatMul (x, w) z = com.microsoft.Gelu (y) }""")
+    check_pass(FOLD, before, changed=0)
+
+
 def test_training_mode_is_left_alone(check_pass, model):
     before = model("y = Conv (x, w) z, mean, variance = BatchNormalization <training_mode=1> (y, s, b, m, v)", CONV)
     check_pass(FOLD, before, changed=0, skipped=["training mode"])

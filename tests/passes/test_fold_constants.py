@@ -43,6 +43,8 @@ def test_a_chain_of_constants(check_pass, parse):
             [8, 3],
         ),
         ("s = Shape (x) k = Slice (s, i, e)", "int64[1] i = {0}, int64[1] e = {1}", None),
+        ("s = Shape (x) i = NonZero (s) r = ReduceMax <axes=[0], keepdims=0> (i) k = Gather (s, r)", "", None),
+        ("s = Shape (x) i = Slice (s, a, e) k = Slice (s, a, i)", "int64[1] a = {0}, int64[1] e = {1}", None),
         ("r = Relu (x) f = Flatten (r) s = Shape (f) k = Gather (s, i)", "int64 i = {1}", 24),
     ],
 )

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from onnxopt.core.context import Context
+from onnxopt.data.dataset import open_dataset
+from onnxopt.graph.model import Model
 from onnxopt.numerics.low_rank import factorize
 from onnxopt.passes.svd import Svd
 
@@ -103,6 +106,24 @@ def test_data_says_what_may_be_lost(check_pass, parse):
     assert aware.result.figures["layers"]["z"]["measured_on"] == "outputs"
     assert aware.deviation() < 1e-3
     assert blind.deviation() > 0.1
+
+
+def test_made_up_data_says_nothing(parse):
+    model = Model.from_proto(parse("g (float[N,80] x) => (float[] z) <float[80,96] w> { z = MatMul (x, w) }"))
+    data = open_dataset("synthetic", model.inputs, samples=2)
+    result = Svd().run(model, Context(model.clone(), data))
+    assert result.figures["layers"]["z"]["measured_on"] == "weights"
+
+
+def test_wide_layers_are_watched_a_few_at_a_time(check_pass, parse, monkeypatch):
+    monkeypatch.setattr("onnxopt.passes.svd._MOMENT_BYTES", 8 * 80 * 80)
+    before = parse("""g (float[N,80] x) => (float[] z) <float[80,80] v, float[80,80] w> {
+        y = MatMul (x, v)
+        r = Relu (y)
+        z = MatMul (r, w)
+    }""")
+    found = check_pass(Svd(), before, changed=2)
+    assert {layer["measured_on"] for layer in found.result.figures["layers"].values()} == {"outputs"}
 
 
 def test_full_rank_is_the_original():
