@@ -24,11 +24,11 @@ from onnxopt.numerics.low_rank import factorize, rank_for_energy, rank_for_ratio
 if TYPE_CHECKING:
     from onnxopt.core.context import Context
 
-# Below this many parameters a second node costs more time than the first one saves.
+# Fewer parameters than this are not worth a second node.
 _SMALL = 4096
 _STEP = 8
 _SAMPLES = 256
-# Measured: between 1e-3 and 3e-2 costs nothing with 256 samples and gains up to 1.4 dB with 64 or fewer.
+# Measured on an MLP and a transformer: costs 0.1 dB at most with 256 samples, gains up to 1.3 dB with 64.
 _LEVEL = 1e-2
 # Second moments larger than this take longer to decompose than they are worth; together they stay in this much memory.
 _WIDEST = 4096
@@ -180,7 +180,9 @@ def _is_factor(site: Site, scope: Scope) -> bool:
     if before is not None and len(before.weight.shape) == 2 and before.sizes[1] > site.sizes[1] < site.sizes[0]:
         return True
     behind = _site(y.outputs[0], site.graph) if scope.used_once(y) else None
-    return behind is not None and len(behind.weight.shape) == 2 and site.sizes[1] > site.sizes[0] < behind.sizes[0]
+    if behind is None or behind.x is not y or len(behind.weight.shape) != 2:
+        return False
+    return site.sizes[1] > site.sizes[0] < behind.sizes[0]
 
 
 def _rounds(sites: Sequence[Site]) -> Iterator[list[Site]]:

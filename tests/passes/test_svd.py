@@ -164,6 +164,14 @@ def test_factors_are_not_split_again(check_pass, parse):
     check_pass(Svd(), parse(f"{head} {{ y = MatMul (x, p) r = Relu (y) z = MatMul (r, q) }}"), changed=2)
 
 
+def test_a_layer_that_makes_a_bias_is_no_factor(check_pass, parse):
+    before = parse("""g (float[2,200] x, float[2,60] u) => (float[] z) <float[200,50] p, float[60,50] q> {
+        y = MatMul (x, p)
+        z = Gemm (u, q, y)
+    }""")
+    check_pass(Svd(), before, changed=1, skipped=["it is small"])
+
+
 def test_a_wide_middle_is_no_factorization(check_pass, parse):
     before = parse(
         "g (float[N,50] x) => (float[] z) <float[50,200] p, float[200,50] q> { y = MatMul (x, p) z = MatMul (y, q) }"
