@@ -20,12 +20,14 @@ _SMALLEST_MAGNITUDE = 1e-2
 
 
 def deviation(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> float:
-    """Largest difference over largest magnitude of the reference: 0 is equal, inf is another shape or a lost NaN."""
+    """Largest difference over largest magnitude of the reference: 0 is equal, inf is another shape, a lost or a new NaN."""
     if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
         return float("inf")
     if reference.dtype == object or not np.issubdtype(reference.dtype, np.inexact):
         return 0.0 if np.array_equal(reference, candidate) else float("inf")
     finite = np.isfinite(reference)
+    if not np.array_equal(finite, np.isfinite(candidate)):
+        return float("inf")
     if not np.array_equal(reference[~finite], candidate[~finite], equal_nan=True):
         return float("inf")
     if not finite.any():
