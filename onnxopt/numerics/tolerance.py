@@ -20,7 +20,7 @@ _SMALLEST_MAGNITUDE = 1e-2
 
 
 def deviation(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> float:
-    """Largest difference over largest magnitude of the reference: 0 is equal, inf is another shape, a lost or a new NaN."""
+    """Largest difference over largest magnitude of the reference: 0 is equal, inf another shape, a lost or new NaN."""
     if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
         return float("inf")
     if reference.dtype == object or not np.issubdtype(reference.dtype, np.inexact):
