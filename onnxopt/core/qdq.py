@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxopt.core.bias_correction import Means
-from onnxopt.core.kernels import Kind
+from onnxopt.core.kernels import KERNELS, Kind
 from onnxopt.core.pass_ import label
 from onnxopt.core.placement import Placement, Unit, clamp_limits, column_bias, output_axis
 from onnxopt.graph import layer as layers
@@ -42,6 +42,8 @@ from onnxopt.numerics.qparams import (
 from onnxopt.numerics.ranges import Range
 
 _NO_LIMITS = (-np.inf, np.inf)
+# The quick integer convolution takes input channels by fours.
+_CHANNEL_STEP = 4
 
 
 def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS) -> QParams:
@@ -156,9 +158,31 @@ class _Writer:
         )
         if source.name in self.means and node.op != "MatMul":
             bias = bias + self._correction(node, params, self.means[source.name])
-        node.inputs = [node.inputs[0], self._stored(weight, params, INT8, axis)]
+        rounded = node.inputs[0]
+        if missing := self._missing_channels(node, source):
+            weight, rounded = self._widen(weight, source, missing)
+        node.inputs = [rounded, self._stored(weight, params, INT8, axis)]
         if bias.any():
             node.inputs.append(self._bias(f"{label(node)}.bias", bias, input_scale, params.scale))
+
+    def _missing_channels(self, node: Node, source: Variable) -> int:
+        """How many more input channels, of zeros, make a convolution of rounded floats quicker: for colours, mostly."""
+        if node.op != "Conv" or node.attrs.get("group", 1) != 1 or source.name in self.placement.made:
+            return 0
+        channels = int(node.inputs[1].shape[1])
+        missing = -channels % _CHANNEL_STEP
+        return missing if missing <= channels and self.model.opset >= KERNELS["Pad"].since else 0
+
+    def _widen(self, weight: Constant, source: Variable, missing: int) -> tuple[Constant, Variable]:
+        """A weight and the integers it meets with ``missing`` channels of zeros more, the latter read back."""
+        params, integers = self.params[source.name], self.integers[source.name]
+        wide, rounded = (Variable(self.model.fresh_name(f"{t.name}_wide"), t.dtype) for t in (integers, source))
+        added = np.zeros((2, len(weight.shape)), np.int64)
+        added[1, 1] = missing
+        pads = [self._constant(f"{wide.name}_pads", added.reshape(-1)), self._constant("zero_point", params.zero_point)]
+        self.model.graph.nodes.append(Node("Pad", self.model.fresh_name(f"{wide.name}_Pad"), [integers, *pads], [wide]))
+        self._node("DequantizeLinear", wide, rounded, params)
+        return self.model.constant(f"{weight.name}_wide", np.pad(weight.values, added.T)), rounded
 
     def _correction(self, node: Node, params: QParams, means: Means) -> Floats:
         """What rounding the weights and the input takes from a layer's outputs on average, (channels,)."""

@@ -197,6 +197,19 @@ def test_weights_and_bias_are_within_half_a_step(quantize):
         assert (np.abs(integers * scale.reshape(shape) - value) <= scale.reshape(shape) * 0.5001).all()
 
 
+@pytest.mark.parametrize(("channels", "stored"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 8), (6, 8)])
+def test_colours_are_filled_up_to_four_channels(quantize, channels, stored):
+    weights = f"float[8,{channels},3,3] w, float[8] b, float[8,8,3,3] v"
+    done = quantize("h = Conv (x, w, b) r = Relu (h) y = Conv (r, v)", weights, f"float[N,{channels},8,8]")
+    assert done.kernels == {"QLinearConv": 2}
+    assert done.sqnr["y"] > 33
+    conv = next(n for n in done.outcome.model.graph.nodes if n.op == "Conv")
+    integers = conv.inputs[1].inputs[0].inputs[0].values
+    assert integers.shape == (8, stored, 3, 3)
+    assert not integers[:, channels:].any()
+    assert ("Pad" in done.outcome.ops) == (stored > channels)
+
+
 def test_rows_of_zeros_and_tiny_weights_with_a_large_bias(quantize):
     w = np.random.default_rng(0).standard_normal((8, 4, 3, 3))
     w[2] = 0
