@@ -51,6 +51,9 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
+            # Beside it, so that models of any size can be saved.
+            weights = f"{Path(save_optimized).name}.data"
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         try:
             self._session = self._open(model, options, outputs)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
