@@ -22,6 +22,7 @@ from onnxopt.core import channels, selection, unrolled
 from onnxopt.core.channels import Producer
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.reference import Reference
 from onnxopt.core.repair import Place, repair
 from onnxopt.core.selection import Quota
 from onnxopt.errors import PassError
@@ -30,11 +31,9 @@ from onnxopt.graph.cutting import Cut
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
-from onnxopt.numerics.tolerance import allowed, deviation
-from onnxopt.runtime.session import Session
 
-_PROOF_SAMPLES = 8
 _ROWS = 40_000
+_PROOF_SAMPLES = 8
 _ENDS = "first or last layer; keep-ends=false prunes it"
 _JOINED = "shares its channels across a residual addition; scope=all prunes them"
 _NARROW = "too few channels that go together to remove any: what remains must be a multiple of align"
@@ -130,16 +129,12 @@ def _skips(
 
 
 def _prove(model: Model, masked: Model, context: Context) -> dict[str, Figure]:
-    """The cut model against the masked one, output by output. Raises PassError where more than rounding differs."""
-    feed = next(iter(context.dataset.batches(_PROOF_SAMPLES, stop=_PROOF_SAMPLES)))
-    expected = Session(masked, threads=context.threads, optimize=False).run(feed)
-    got = Session(model, threads=context.threads, optimize=False).run(feed)
-    found: dict[str, Figure] = {}
-    for name, value in expected.items():
-        found[name] = amount = deviation(value, got[name])
-        if amount > allowed(value.dtype):
-            raise PassError(
-                f"pruning changed the output '{name}' by {amount:.2g} of its range where masking the same channels "
-                "does not; leave prune out, and report it as a bug"
-            )
-    return found
+    """How far the outputs lie from those of the masked model. Raises PassError for more than rounding explains."""
+    reference = Reference(masked, context, _PROOF_SAMPLES)
+    found = reference.deviations(model)
+    for name in reference.beyond_rounding(found):
+        raise PassError(
+            f"removing channels changes output '{name}' by {found[name]:.2g} of its range where zeros in their place "
+            "do not; leave prune out, and report it as a bug"
+        )
+    return dict(found)

@@ -19,7 +19,7 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
 from onnxopt.core.stream import Stream, feeds
 from onnxopt.graph.ir import Node, is_constant, reads
-from onnxopt.graph.layer import Floats
+from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.least_squares import Moments, fit
@@ -83,9 +83,15 @@ def _behind(model: Model, places: Sequence[Place]) -> list[Place]:
         place = by_layer.get(id(node))
         if (place is not None and place.shortened) or any(id(t) in changed for t in reads(node)):
             changed.update(map(id, node.outputs))
-            if place is not None and not unrolled.fault(node):
+            if place is not None and not unrolled.fault(node) and not _is_depthwise(node):
                 found.append(place)
     return found
+
+
+def _is_depthwise(layer: Node) -> bool:
+    """One input for each output has hardly anything to make good with."""
+    view = layout(layer)
+    return view.shape[0] > 1 and view.shape[view.into] == 1
 
 
 def _beside(model: Model, layer: Node, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -6,11 +6,11 @@ Where that is too much to keep, it goes on resting where it was, and fewer sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, prod
 
 from onnxopt.core.context import Context
-from onnxopt.graph.ir import Node, Tensor, is_constant, reads
+from onnxopt.graph.ir import Constant, Graph, Node, Tensor, Variable, is_constant, reads
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed
 from onnxopt.runtime.session import Session
@@ -54,7 +54,7 @@ class Stream:
 
         Returns the share of the samples that would fit, from which on it is worth to read: 1 where it rests there.
         """
-        nodes = _ahead(self.model, name, self._done)
+        nodes = _ahead(self.model, [name], self._done)
         done = self._done.union(map(_made, nodes))
         later = {t.name for node in self.model.graph.nodes if _made(node) not in done for t in reads(node)} | {name}
         made = {t.name for node in self.model.graph.nodes if _made(node) in done for t in node.outputs}
@@ -74,7 +74,8 @@ class Stream:
         """Values of tensors, batch by batch, for the first ``share`` of the batches. Nothing is kept."""
         missing = [n for n in names if n not in self._batches[0]]
         if missing:
-            part = _segment(self.model, self._batches[0], missing)
+            ahead = _ahead(self.model, missing, self._done)
+            part = _segment(self.model, ahead, self._batches[0], missing)
             session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
         for batch in self._batches[: ceil(share * len(self._batches))]:
             made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
@@ -82,34 +83,45 @@ class Stream:
 
     def passes(self, name: str, nodes: Sequence[Node]) -> bool:
         """Does any of these nodes lie between where the stream rests and a tensor?"""
-        ahead = _ahead(self.model, name, self._done)
+        ahead = _ahead(self.model, [name], self._done)
         return any(node is n for node in ahead for n in nodes)
 
 
-def _ahead(model: Model, name: str, done: set[str]) -> list[Node]:
-    """The nodes that must run for a tensor, and have not."""
-    needed, found = {name}, []
+def _ahead(model: Model, names: Iterable[str], done: set[str]) -> list[Node]:
+    """The nodes that must run for these tensors, and have not, in order."""
+    needed, found = set(names), []
     for node in reversed(model.graph.nodes):
         if needed.intersection(t.name for t in node.outputs) and _made(node) not in done:
             found.append(node)
             needed.update(t.name for t in reads(node) if not is_constant(t))
-    return found
+    return found[::-1]
 
 
-def _segment(model: Model, known: Mapping[str, Array], wanted: Sequence[str]) -> Model:
-    """The part of a model that leads from known tensors to wanted ones."""
-    part = model.clone()
-    graph, variables = part.graph, part.variables()
-    inputs: list[Tensor] = [t for t in graph.inputs if t.name not in known and t.name in graph.defaults]
-    for name, value in known.items():
-        tensor = variables[name]
-        tensor.inputs.clear()
-        tensor.dtype, tensor.shape, tensor.origin = value.dtype, [None] * value.ndim, None
-        inputs.append(tensor)
-    graph.outputs = [variables[name] for name in wanted]
-    part.tidy()
-    graph.inputs = [t for t in inputs if t.outputs or any(t is o for o in graph.outputs)]
-    return part
+def _segment(model: Model, nodes: Sequence[Node], known: Mapping[str, Array], wanted: Sequence[str]) -> Model:
+    """A model of these nodes alone, which lead from known tensors to wanted ones. The original keeps its links."""
+    read = [t for node in nodes for t in reads(node)]
+    copies: dict[str, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if tensor.name not in copies or tensor.is_empty():
+            values = tensor._values if is_constant(tensor) else None
+            copies[tensor.name] = Variable(tensor.name) if values is None else Constant(tensor.name, values)
+        return copies[tensor.name]
+
+    parts = [
+        Node(n.op, n.name, [copy(t) for t in n.inputs], [copy(t) for t in n.outputs], n.attrs, n.domain, n.origin)
+        for n in nodes
+    ]
+    listed = {id(c) for c in model.graph.constants}
+    constants = [copy(t) for t in read if id(t) in listed]
+    inputs = [copy(t) for t in {t.name: t for t in read if t.name in known}.values()]
+    for tensor in inputs:
+        tensor.dtype, tensor.shape = known[tensor.name].dtype, [None] * known[tensor.name].ndim
+    names = {t.name for t in read}
+    defaults = {k: v for k, v in model.graph.defaults.items() if k in names and k not in known}
+    inputs += [copy(t) for t in model.graph.inputs if t.name in defaults]
+    graph = Graph("part", parts, inputs, [copies[name] for name in wanted], None, defaults, constants)
+    return Model(graph, model.header, set(), model.path, model.mapped)
 
 
 def _made(node: Node) -> str:
