@@ -63,10 +63,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Placement:
-    """``units`` run in integers, in the order of the graph. ``skips`` are layers that do not, with the reason."""
+    """``units`` run in integers, in the order of the graph. ``skips`` are layers that do not, with the reason.
+
+    ``sizes`` are the observed shapes, by tensor.
+    """
 
     units: tuple[Unit, ...]
     skips: tuple[Skip, ...]
+    sizes: Sizes
 
     @cached_property
     def read(self) -> dict[str, Variable]:
@@ -109,7 +113,7 @@ def place(
         elif is_layer(node):
             skips.append(Skip(label(node), why))
     chosen = _cheapest(units, scope, sizes)
-    return Placement(tuple(u for u, taken in zip(units, chosen, strict=True) if taken), tuple(skips))
+    return Placement(tuple(u for u, taken in zip(units, chosen, strict=True) if taken), tuple(skips), sizes)
 
 
 def is_layer(node: Node) -> bool:
@@ -138,6 +142,8 @@ def fault(node: Node, sizes: Sizes, specs: Specs, opset: int) -> str:
             return f"'{tensor.name}' {why}"
     if node.op == "Pad" and len(node.inputs) > 2 and not _is_zero(node.inputs[2]):
         return "it pads with something else than zero"
+    if node.op == "AveragePool" and not node.attrs.get("count_include_pad", 0) and _pads(node):
+        return "it does not count what it pads"
     return ""
 
 
@@ -194,6 +200,10 @@ def _tensor_fault(tensor: Tensor, sizes: Sizes, specs: Specs) -> str:
 
 def _is_zero(tensor: Tensor) -> bool:
     return tensor.is_empty() or (is_constant(tensor) and not np.any(tensor.values))
+
+
+def _pads(node: Node) -> bool:
+    return any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
 
 
 def _clamp(node: Node, scope: Scope) -> Node | None:

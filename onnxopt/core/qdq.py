@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -95,6 +96,8 @@ def write(
             writer.parameters(unit)
         else:
             writer.constants(unit)
+        if unit.node.op == "AveragePool":
+            writer.convolve(unit)
 
 
 @dataclass
@@ -142,6 +145,19 @@ class _Writer:
             if is_constant(tensor):
                 params = qparams_asymmetric(tensor.values.min(), tensor.values.max())
                 unit.node.inputs[i] = self._stored(tensor, params, UINT8)
+
+    def convolve(self, unit: Unit) -> None:
+        """Write an average as a convolution of each channel with equal weights."""
+        node, channels = unit.node, self.placement.sizes[unit.reads[0].name][1]
+        window = node.attrs["kernel_shape"]
+        ones = self._constant("ones", np.ones((channels, 1, *window), INT8.dtype))
+        weight = Variable(self.model.fresh_name(f"{label(node)}_weight"), np.dtype(np.float32), ones.shape)
+        params = QParams(np.array(1 / prod(window), np.float32), np.array(0, INT8.dtype))
+        self._node("DequantizeLinear", ones, weight, params)
+        node.op = "Conv"
+        node.inputs = [node.inputs[0], weight]
+        kept = {k: v for k, v in node.attrs.items() if k not in ("ceil_mode", "count_include_pad")}
+        node.attrs = kept | {"group": channels}
 
     def parameters(self, unit: Unit) -> None:
         """Quantize a layer's weights, and its bias to the scale of their products with the input."""

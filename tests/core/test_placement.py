@@ -132,6 +132,8 @@ PADS = "int64[8] p = {0,0,1,1,0,0,1,1}"
         ('z = Resize <mode="linear"> (h, , s)', "float[4] s = {1.0,1.0,2.0,2.0}", "no integer kernel for mode=linear"),
         ('z = Pad <mode="reflect"> (h, p)', PADS, "no integer kernel for mode=reflect"),
         ("z = Pad (h, p, c)", PADS + ", float c = {2.0}", "it pads with something else than zero"),
+        ("z = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (h)", "", "it does not count what it pads"),
+        ("z = AveragePool <kernel_shape=[3,3], ceil_mode=1> (h)", "", "no integer kernel for ceil_mode=1"),
         ("i = Shape (h) z = Add (i, i)", "", "'i' is int64, not float32"),
         ("z = Add (h, k)", "float[0] k", "'k' is empty or not finite"),
         ("z = Custom (h)", "", "Custom has no integer kernel"),
