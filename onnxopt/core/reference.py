@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnxopt.errors import PassError
@@ -18,24 +19,28 @@ _ROUNDING = 4.0
 
 
 class Reference:
-    """A model's outputs on the first sample, with ONNX Runtime's own rewrites off."""
+    """A model's outputs on the first batch of ``samples`` samples, with ONNX Runtime's own rewrites off."""
 
-    def __init__(self, model: Model, context: Context) -> None:
+    def __init__(self, model: Model, context: Context, samples: int = 1) -> None:
         self._model = model.clone()
-        self._feed = next(iter(context.dataset.batches(1, stop=1)))
+        self._feed = next(iter(context.dataset.batches(samples, stop=samples)))
         self._outputs = Session(model, optimize=False).run(self._feed)
 
     def compare(self, model: Model, step: str, exact: bool) -> dict[str, float]:
         """Deviation per output. Raises PassError when a pass that is exact changed more than rounding explains."""
-        found = self._deviations(model, optimize=False)
-        beyond = {n: amount for n, amount in found.items() if exact and amount > allowed(self._outputs[n].dtype)}
-        # The table of tolerances does not know a model that magnifies rounding, such as a saturated sigmoid.
-        rounding = self._deviations(self._model, optimize=True) if beyond else {}
-        for name, amount in beyond.items():
-            if amount > _ROUNDING * rounding[name]:
-                raise PassError(f"the exact pass {step} changed the output '{name}' by {amount:.2g} of its range")
+        found = self.deviations(model)
+        for name in self.beyond_rounding(found) if exact else ():
+            raise PassError(f"the exact pass {step} changed the output '{name}' by {found[name]:.2g} of its range")
         return found
 
-    def _deviations(self, model: Model, optimize: bool) -> dict[str, float]:
+    def beyond_rounding(self, found: Mapping[str, float]) -> list[str]:
+        """The outputs whose deviation is more than rounding explains."""
+        beyond = [name for name, amount in found.items() if amount > allowed(self._outputs[name].dtype)]
+        # The table of tolerances does not know a model that magnifies rounding, such as a saturated sigmoid.
+        rounding = self.deviations(self._model, optimize=True) if beyond else {}
+        return [name for name in beyond if found[name] > _ROUNDING * rounding[name]]
+
+    def deviations(self, model: Model, optimize: bool = False) -> dict[str, float]:
+        """How far another model's outputs lie from these, by output."""
         now = Session(model, optimize=optimize).run(self._feed)
         return {name: deviation(value, now[name]) for name, value in self._outputs.items()}
