@@ -31,6 +31,8 @@ from onnxopt.runtime.audit import audit
 
 _PER_CHANNEL_OPSET = 13
 _OLDEST_OPSET = 10
+# Products of scales of numbers beyond this could leave float32.
+_LARGEST = 2.0**90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,4 +133,6 @@ def _unfit(name: str, calibration: Calibration) -> str:
         return "is never computed on the calibration data"
     if found.nan_count or found.inf_count:
         return "holds NaN or infinite values"
+    if max(-found.minimum, found.maximum) > _LARGEST:
+        return f"holds values as large as {max(-found.minimum, found.maximum):.1g}"
     return "is zero on all of the calibration data" if found.minimum == found.maximum == 0 else ""

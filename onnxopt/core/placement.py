@@ -72,6 +72,15 @@ class Placement:
     skips: tuple[Skip, ...]
     sizes: Sizes
 
+    def readers(self, tensor: Tensor) -> list[Unit]:
+        """The units that read a tensor as integers."""
+        units = (self._unit_of.get(id(node)) for node in {id(n): n for n in tensor.outputs}.values())
+        return [u for u in units if u is not None and any(t is tensor for t in u.reads)]
+
+    @cached_property
+    def _unit_of(self) -> dict[int, Unit]:
+        return {id(u.node): u for u in self.units}
+
     @cached_property
     def read(self) -> dict[str, Variable]:
         """The tensors that some unit reads as integers, by name."""

@@ -122,7 +122,7 @@ class _Writer:
             self._node("DequantizeLinear", integers, tensor, params)
         else:
             rounded = self._like(tensor, "rounded")
-            replace_uses(tensor, rounded, [u.node for u in self.placement.units if tensor in u.reads])
+            replace_uses(tensor, rounded, [u.node for u in self.placement.readers(tensor)])
             self._node("QuantizeLinear", tensor, integers, params)
             self._node("DequantizeLinear", integers, rounded, params)
 

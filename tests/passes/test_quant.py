@@ -306,6 +306,7 @@ C4 = "float[4,4,3,3] w, float[4] b"
         ("y = ConvTranspose (x, w)", "float[4,4,3,3] w", None, "ConvTranspose has no integer kernel"),
         ("y = LSTM <hidden_size=3> (x, w, r)", "float[1,12,4] w, float[1,12,3] r", "float[2,N,4]", "dynamic scales"),
         ("z = Sub (x, x) y = Conv (z, w)", C4, None, "'z' is zero on all of the calibration data"),
+        ("z = Mul (x, big) y = Conv (z, w)", C4 + ", float big = {1e30}", None, "'z' holds values as large as 4e+30"),
         ("z = Log (x) y = Conv (z, w)", C4, None, "'z' holds NaN or infinite values"),
     ],
 )
