@@ -28,7 +28,6 @@ from onnxopt.core.selection import Quota
 from onnxopt.errors import PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
-from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 
@@ -36,6 +35,7 @@ _ROWS = 40_000
 _PROOF_SAMPLES = 8
 _ENDS = "first or last layer; keep-ends=false prunes it"
 _JOINED = "shares its channels across a residual addition; scope=all prunes them"
+_BODY = "lies in the body of an If, Loop or Scan"
 _NARROW = "too few channels that go together to remove any: what remains must be a multiple of align"
 
 
@@ -44,6 +44,7 @@ class Prune(Pass):
     """Remove channels over the whole graph, prove the cut, and repair the layers behind it."""
 
     name: ClassVar[str] = "prune"
+    after: ClassVar[tuple[str, ...]] = ("fold-constants", "clean")
     prepare: ClassVar[tuple[str, ...]] = ("fold-bn",)
 
     ratio: float = option(0.3, "share of each layer's channels to remove, from 0 up to 1")
@@ -73,23 +74,24 @@ class Prune(Pass):
             chosen = selection.by_data(model, coupling, quotas, score, context, self.samples, _ROWS)
         else:
             chosen = [selection.by_score(quota, score) for quota in quotas]
+        cut = Cut(coupling, np.concatenate([*chosen, np.zeros(0, np.intp)]))
+        skips = _skips(model, makers, held, cut)
         if not chosen:
-            return PassResult(0, _skips(makers, held, coupling, np.zeros(0, np.intp)))
-        removed = np.concatenate(chosen)
-        skips, cut = _skips(makers, held, coupling, removed), Cut(coupling, removed)
+            return PassResult(0, skips)
         shortened = cut.shortened()
         places = [Place(m.layer, cut.output(m.layer, m.axis), id(m.layer) in shortened) for m in makers]
-        counts = {label(p.layer): [len(p.outputs), int(p.outputs.sum())] for p in places if not p.outputs.all()}
         original, masked = model.clone(), cut.masked(model)
         cut.apply(model)
-        model.tidy()
-        figures: dict[str, Figure] = {"channels": counts, "proof": _prove(model, masked, context)}
+        figures: dict[str, Figure] = {
+            "channels": {label(p.layer): [p.outputs.size, int(p.outputs.sum())] for p in places if not p.outputs.all()},
+            "proof": _prove(model, masked, context),
+        }
         if self.repair:
-            short = [(label(p.layer), unrolled.fault(p.layer)) for p in places if p.shortened]
-            skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in short if fault)
+            faults = [(p.layer, unrolled.fault(p.layer)) for p in places if p.shortened]
+            skips += tuple(Skip(label(layer), f"not repaired: it {fault}") for layer, fault in faults if fault)
             done = repair(model, original, places, context, self.samples, _ROWS)
             figures["repaired"] = [asdict(d) for d in done]
-        return PassResult(len(removed), skips, figures)
+        return PassResult(sum(map(len, chosen)), skips, figures)
 
     def _quotas(
         self, model: Model, coupling: Coupling, makers: Sequence[Producer], score: Floats, channel_step: int
@@ -116,15 +118,16 @@ class Prune(Pass):
         return quotas, held
 
 
-def _skips(
-    makers: Sequence[Producer], held: dict[int, str], coupling: Coupling, removed: Labels
-) -> tuple[Skip, ...]:
+def _skips(model: Model, makers: Sequence[Producer], held: dict[int, str], cut: Cut) -> tuple[Skip, ...]:
     """The layers of which nothing goes, and why."""
-    found = []
+    judged, outer = {id(m.layer) for m in makers}, {id(n) for n in model.graph.nodes}
+    others = [n for n in model.nodes() if channels.is_layer(n) and id(n) not in judged]
+    found = [Skip(label(n), f"it {channels.weight_fault(n)}" if id(n) in outer else _BODY) for n in others]
     for m in makers:
-        if not np.isin(m.classes, removed).any():
+        if cut.output(m.layer, m.axis).all():
             why = next((held[c] for c in m.classes.tolist() if c in held), "")
-            found.append(Skip(label(m.layer), why or f"its channels stay: {coupling.why_frozen(m.layer, m.axis)}"))
+            frozen = cut.coupling.why_frozen(m.layer, m.axis)
+            found.append(Skip(label(m.layer), why or f"its channels stay: {frozen}"))
     return tuple(found)
 
 

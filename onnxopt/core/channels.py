@@ -37,13 +37,33 @@ class Producer:
 
 
 def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
-    """The layers of a graph whose weights are constant."""
+    """The layers of a graph that have weights to judge channels by."""
     found = []
     for node in graph.nodes:
-        if node.is_standard and node.op in layers.LAYERS and not layers.fault(node):
+        if is_layer(node) and not weight_fault(node):
             axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
             found.append(Producer(node, axis, coupling.output(node, axis)))
     return found
+
+
+def is_layer(node: Node) -> bool:
+    """Is it a layer, and not the product of two computed tensors?"""
+    computed = sum(not is_constant(t) for t in node.inputs[:2])
+    return node.is_standard and node.op in layers.LAYERS and (computed == 1 or node.op != "MatMul")
+
+
+def weight_fault(layer: Node) -> str:
+    """Why its weights do not tell channels apart, to be read after its name; empty if they do."""
+    weight = layer.inputs[1]
+    if not is_constant(weight):
+        return "has weights that are not constant"
+    if weight.dtype not in (np.float16, np.float32, np.float64):
+        return f"has weights of type {weight.dtype}"
+    return (
+        "has weights that are not a matrix"
+        if len(weight.shape) < 2 or (len(weight.shape) > 2 and layer.op == "MatMul")
+        else ""
+    )
 
 
 def scores(makers: Sequence[Producer], coupling: Coupling, order: int) -> Floats:
@@ -57,11 +77,11 @@ def scores(makers: Sequence[Producer], coupling: Coupling, order: int) -> Floats
 
 
 def widths(makers: Sequence[Producer], coupling: Coupling) -> Labels:
-    """By class: how many channels of one layer it is, at most."""
+    """By class: how many channels it is of the layer that has the fewest of it; 0 where no layer makes it."""
     found = np.zeros(coupling.count + 1, np.intp)
     for maker in makers:
         classes, count = np.unique(maker.classes, return_counts=True)
-        found[classes] = np.maximum(found[classes], count)
+        found[classes] = np.where(found[classes] == 0, count, np.minimum(found[classes], count))
     return found
 
 

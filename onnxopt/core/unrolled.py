@@ -123,9 +123,7 @@ class Rows:
         return self._x[positions] if self._geometry is None else patches.patches(self._x, *self._geometry, positions)
 
 
-def _spread(
-    x: Array, strides: Sequence[int], begins: Sequence[int], ends: Sequence[int]
-) -> tuple[Array, list[int]]:
+def _spread(x: Array, strides: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> tuple[Array, list[int]]:
     """``x`` with zeros between its values, cut off where it is to be padded by less than nothing; and the pads left."""
     long = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
     result = np.zeros((*x.shape[:2], *long), x.dtype)

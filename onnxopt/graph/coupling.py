@@ -44,9 +44,9 @@ class Coupling:
         for node in model.graph.nodes:
             self._state(node)
             for tensor in node.outputs:
-                self._freeze_axes(tensor, free.get(tensor.name, ()), "its size is free")
+                self._said.free += self._axes(tensor, free.get(tensor.name, ()))
             for body in node.bodies():
-                self._freeze_captured(body, f"read inside the body of {node.op} '{node.name}'")
+                self._freeze_captured(body, f"the body of {node.op} '{node.name}' reads them")
         self._freeze_boundary(model.graph)
         self._said.decide()
         self._component, self._reason = self._said.solve()
@@ -112,7 +112,7 @@ class Coupling:
         site = Site(node, inputs, made, self._opset, self._axis_of, self._numbers, self._said)
         if rule is not None and whole:
             rule(site)
-            why = f"{node.op} '{site.name}' computes across it"
+            why = f"{node.op} '{site.name}' needs them all"
         else:
             op = node.op if node.is_standard else f"{node.domain}.{node.op}"
             why = f"{op} '{site.name}' has {'no rule' if whole else 'a tensor of unknown shape'}"
@@ -122,17 +122,16 @@ class Coupling:
         if node.op != "Shape" and not any(id(t) in self._traced for t in node.outputs):
             taken = coupling_moves.TAKES_SIZES.get(node.op, ())
             for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
-                self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with its size")
+                self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with their number")
 
-    def _freeze_axes(self, tensor: Tensor, which: Iterable[bool], why: str) -> None:
-        first, shape = self._first.get((id(tensor), -1)), self._shape(tensor)
-        if first is not None and shape is not None:
-            for start, n, wanted in zip(first, shape, which, strict=False):
-                if wanted:
-                    self._said.freeze(np.arange(start, start + n), why)
+    def _axes(self, tensor: Tensor, which: Iterable[bool]) -> list[Labels]:
+        """The labels of those axes of a tensor that are asked for."""
+        first, shape = self._first.get((id(tensor), -1), ()), self._shape(tensor) or ()
+        return [np.arange(s, s + n) for s, n, wanted in zip(first, shape, which, strict=False) if wanted]
 
     def _freeze_tensor(self, tensor: Tensor, why: str) -> None:
-        self._freeze_axes(tensor, [True] * self.rank(tensor), why)
+        for labels in self._axes(tensor, [True] * self.rank(tensor)):
+            self._said.freeze(labels, why)
         self._freeze_sizes(tensor, why)
 
     def _freeze_sizes(self, tensor: Tensor, why: str) -> None:
@@ -158,6 +157,10 @@ class Coupling:
         key = _key(node, slot, tensor)
         if key not in self._first:
             self._first[key] = self._said.fresh(shape)
+            if is_constant(tensor):
+                self._said.fixed.append(
+                    np.arange(self._first[key][0], self._said.size) if shape else np.zeros(0, np.intp)
+                )
         return Operand(tensor, slot, shape, self._first[key])
 
     def _labels(self, node: Node, slot: int, tensor: Tensor, axis: int) -> Labels:

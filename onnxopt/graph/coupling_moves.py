@@ -73,7 +73,7 @@ def gather(site: Site) -> None:
     elif picked.rank == 1:
         site.equal(x[axis][picked.values], site.y[axis])
     elif picked.rank == 0:
-        site.freeze(x[axis][picked.values.reshape(1)], "picks it")
+        site.freeze(x[axis][picked.values.reshape(1)], "picks one of them")
 
 
 @rules.on("Transpose")
@@ -90,7 +90,7 @@ def reshape(site: Site) -> None:
     x, y = site.operands()[0], site.y
     able = _follows(site, x, y) if site.node.op == "Reshape" else [True] * y.rank
     for k in [k for k in range(y.rank) if y.shape[k] == 1 or not able[k]]:
-        site.freeze(y[k], "asks for its size")
+        site.freeze(y[k], "asks for their number")
     for ours, theirs in _factors(x.shape, y.shape):
         if not all(able[k] for k in theirs):
             continue
@@ -102,7 +102,7 @@ def reshape(site: Site) -> None:
             site.choose(y[theirs[0]], [x[k] for k in ours])
         else:
             for k in theirs:
-                site.freeze(y[k], "folds axes in a way that has no factors")
+                site.freeze(y[k], "folds them in a way that has no factors")
 
 
 def _factors(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

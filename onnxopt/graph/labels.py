@@ -39,7 +39,10 @@ class Choice(NamedTuple):
 
 
 class Statements:
-    """All that the rules have said: ``size`` labels, equalities, frozen labels and why, choices still open."""
+    """All that the rules have said: ``size`` labels, equalities, frozen labels and why, choices still open.
+
+    ``fixed`` are labels of constants, and ``free`` those of axes whose length is not known without running.
+    """
 
     def __init__(self) -> None:
         self.size = 1
@@ -47,6 +50,8 @@ class Statements:
         self.right: list[Labels] = []
         self.frozen: list[Labels] = []
         self.why: list[str] = []
+        self.fixed: list[Labels] = []
+        self.free: list[Labels] = []
         self.choices: list[Choice] = []
         self.joins: list[Labels] = []
         self.contractions: list[Contraction] = []
@@ -82,8 +87,17 @@ class Statements:
         return component, np.where(first == none, -1, first)
 
     def decide(self) -> None:
-        """Settle the choices: of the axes that could be cut the longest follows; of equals, everywhere the same."""
+        """Settle what the equalities tell: free axes that have the length of a constant are none, the others are frozen.
+
+        Of the axes of a choice that could be cut the longest follows; of equals, everywhere the same.
+        """
         component, frozen = self.solve()
+        fixed = np.zeros(len(frozen), bool)
+        fixed[component[_joined(self.fixed)]] = True
+        free = _joined(self.free)
+        free = free[~fixed[component[free]]]
+        self.freeze(free, "their number is free")
+        frozen[component[free]] = len(self.why) - 1
         for one, several, why in self.choices:
             able = [k for k, part in enumerate(several) if (frozen[component[part]] < 0).any()]
             chosen = max(able, key=lambda k: (len(several[k]), -component[several[k]].min()), default=None)
@@ -196,7 +210,7 @@ class Site:
 
     def choose(self, one: Labels, several: Sequence[Labels]) -> None:
         """``one`` is the product of ``several``, outermost first: at most one of these can be cut."""
-        why = f"{self.node.op} '{self.name}' folds it with another axis"
+        why = f"{self.node.op} '{self.name}' folds them with another axis"
         self.statements.choices.append(Choice(one, tuple(several), why))
 
 

@@ -24,9 +24,7 @@ def read(node: Node, slot: int, attribute: str) -> list[int] | None:
     return None if value is None else [int(v) for v in np.atleast_1d(value)]
 
 
-def write(
-    model: Model, node: Node, slot: int, attribute: str, values: Sequence[int], *, as_input: bool = True
-) -> None:
+def write(model: Model, node: Node, slot: int, attribute: str, values: Sequence[int], *, as_input: bool = True) -> None:
     """Give the parameter other values, in the form in which the node has it; where it has none yet, as asked."""
     has = slot < len(node.inputs)
     if not has and (attribute in node.attrs or not as_input):
