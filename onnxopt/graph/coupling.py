@@ -158,9 +158,9 @@ class Coupling:
         if key not in self._first:
             self._first[key] = self._said.fresh(shape)
             if is_constant(tensor):
-                self._said.fixed.append(
-                    np.arange(self._first[key][0], self._said.size) if shape else np.zeros(0, np.intp)
-                )
+                # A length of 1 is stretched to any other, and says nothing about it.
+                ranges = zip(self._first[key], shape, strict=True)
+                self._said.fixed += [np.arange(start, start + n) for start, n in ranges if n > 1]
         return Operand(tensor, slot, shape, self._first[key])
 
     def _labels(self, node: Node, slot: int, tensor: Tensor, axis: int) -> Labels:

@@ -87,7 +87,7 @@ class Statements:
         return component, np.where(first == none, -1, first)
 
     def decide(self) -> None:
-        """Settle what the equalities tell: free axes that have the length of a constant are none, the others are frozen.
+        """Freeze the free axes, but for those that the equalities give the length of a constant; and settle the choices.
 
         Of the axes of a choice that could be cut the longest follows; of equals, everywhere the same.
         """
