@@ -18,9 +18,10 @@ from typing import ClassVar
 from onnxopt.core import qdq
 from onnxopt.core.bias_correction import measure
 from onnxopt.core.context import Context, Method
+from onnxopt.core.eligible import Sizes, Specs, is_layer
 from onnxopt.core.kernels import QUANTIZED
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
-from onnxopt.core.placement import Placement, Sizes, Specs, is_layer, place
+from onnxopt.core.placement import Placement, place
 from onnxopt.core.plain_layers import make_plain
 from onnxopt.data.calibration import Calibration
 from onnxopt.errors import ModelError

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxopt.core.eligible import Sizes, Specs, column_bias, fault, is_layer
 from onnxopt.core.pass_ import label
-from onnxopt.core.placement import Reasons, Sizes, Specs, column_bias, fault, is_layer
+from onnxopt.core.placement import Reasons
 from onnxopt.graph.ir import Constant, Node, Scope, is_constant
 from onnxopt.graph.model import Model
 

@@ -18,9 +18,10 @@ from math import prod
 import numpy as np
 
 from onnxopt.core.bias_correction import Means
+from onnxopt.core.eligible import clamp_limits, column_bias, output_axis
 from onnxopt.core.kernels import KERNELS, Kind
 from onnxopt.core.pass_ import label
-from onnxopt.core.placement import Placement, Unit, clamp_limits, column_bias, output_axis
+from onnxopt.core.placement import Placement, Unit
 from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant, replace_uses
 from onnxopt.graph.layer import Floats

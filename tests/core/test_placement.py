@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from math import inf
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from onnxopt.core.eligible import clamp_limits, fault
 from onnxopt.core.kernels import KERNELS, Kind
-from onnxopt.core.placement import _FLOAT, _INTEGER, _Arcs, clamp_limits, fault, place
+from onnxopt.core.placement import place
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 
@@ -180,26 +178,3 @@ def test_placing_twice_gives_the_same():
 
 def test_every_mover_reads_its_numbers_from_the_first_input():
     assert all(k.activations == (0,) for k in KERNELS.values() if k.kind is Kind.MOVE)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_the_cut_is_the_cheapest(data):
-    nodes = data.draw(st.integers(1, 6))
-    ends = st.integers(-2, nodes - 1)
-    cost = st.one_of(st.just(inf), st.integers(0, 50).map(float))
-    drawn = data.draw(st.lists(st.tuples(ends, ends, cost), min_size=1, max_size=14))
-    # Infinite arcs from the integer to the float side leave no cut; the placement never makes such.
-    chosen = {(a, b): c for a, b, c in drawn if a != b and a != _FLOAT and b != _INTEGER}
-    arcs = _Arcs(nodes)
-    for (a, b), c in chosen.items():
-        arcs.add(a, b, c)
-
-    def price(side):
-        on = {_INTEGER: True, _FLOAT: False, **dict(enumerate(side))}
-        return sum(c for (a, b), c in chosen.items() if on[a] and not on[b])
-
-    prices = {side: price(side) for side in itertools.product((False, True), repeat=nodes)}
-    best = min(prices.values())
-    if chosen and best < inf:
-        assert prices[tuple(arcs.minimum_cut())] == best
