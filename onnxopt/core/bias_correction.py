@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from onnxopt.core.context import Context
-from onnxopt.core.placement import Placement
+from onnxopt.core.kernels import Kind
+from onnxopt.core.placement import Placement, Unit
 from onnxopt.graph.ir import Node, Tensor, Variable
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
@@ -27,38 +29,47 @@ _BATCH = 4
 
 @dataclass(frozen=True)
 class Means:
-    """Of a layer's input, per channel (axis 1), float64 (channels,): as it is, and as the layer sees it."""
+    """Of a layer's input, per channel, float64 (channels,): as it is, and as the layer sees it."""
 
     exact: Floats
     rounded: Floats
 
 
-def measure(model: Model, context: Context, placement: Placement, params: Mapping[str, QParams]) -> dict[str, Means]:
-    """The means of what the placement's Conv and Gemm read, by tensor; ``params`` say how each tensor is rounded.
+class Read(NamedTuple):
+    """A tensor, by name, and the axis of it that a layer takes for its channels: 1 or -1."""
 
-    They are taken inside the graph, so that memory stays small whatever the tensors are.
-    """
+    tensor: str
+    axis: int
+
+    @classmethod
+    def by(cls, unit: Unit) -> Read:
+        return cls(unit.reads[0].name, 1 if unit.node.op == "Conv" else -1)
+
+
+def measure(model: Model, context: Context, placement: Placement, params: Mapping[str, QParams]) -> dict[Read, Means]:
+    """The means of what the placement's layers read; ``params`` say how each tensor is rounded."""
     probe = model.clone()
     variables = probe.variables()
-    read = {u.reads[0].name: u.node.op for u in placement.units if u.node.op in ("Conv", "Gemm")}
-    watched = {name: _watch(probe, variables[name], op, params[name]) for name, op in read.items()}
-    sums: dict[str, Floats] = {}
-    rows: dict[str, int] = {}
-    tensors = [tensor for pair in watched.values() for tensor in pair]
-    for values in context.activations(probe, tensors, samples=SAMPLES, batch=_BATCH):
+    reads = dict.fromkeys(Read.by(u) for u in placement.units if u.kernel.kind is Kind.LAYER)
+    watched = {read: _watch(probe, variables[read.tensor], read.axis, params[read.tensor]) for read in reads}
+    channels = {t: placement.sizes[read.tensor][read.axis] for read, pair in watched.items() for t in pair}
+    sums: dict[str, Floats] = {t: np.zeros(n) for t, n in channels.items()}
+    rows = dict.fromkeys(channels, 0)
+    for values in context.activations(probe, list(channels), samples=SAMPLES, batch=_BATCH):
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value.reshape(len(value), -1).sum(axis=0, dtype=np.float64)
-            rows[name] = rows.get(name, 0) + len(value)
-    return {name: Means(*(sums[tensor] / rows[tensor] for tensor in pair)) for name, pair in watched.items()}
+            table = value.reshape(-1, channels[name])
+            sums[name] += table.sum(axis=0, dtype=np.float64)
+            rows[name] += len(table)
+    return {read: Means(*(sums[t] / max(rows[t], 1) for t in pair)) for read, pair in watched.items()}
 
 
-def _watch(probe: Model, tensor: Variable, op: str, params: QParams) -> list[str]:
-    """A tensor and its rounded copy, for Conv averaged over positions: (rows, channels) or (rows, channels, 1, ...)."""
+def _watch(probe: Model, tensor: Variable, axis: int, params: QParams) -> list[str]:
+    """A tensor and its rounded copy, channels last: of images, which are large, the averages over all positions."""
     constants = [probe.constant("probe", p) for p in params]
     integers, rounded = (Variable(probe.fresh_name(f"{tensor.name}_{what}")) for what in ("quantized", "rounded"))
     _append(probe, "QuantizeLinear", [tensor, *constants], integers)
     _append(probe, "DequantizeLinear", [integers, *constants], rounded)
-    if op == "Gemm":
+    if axis == -1:
         return [tensor.name, rounded.name]
     means = [Variable(probe.fresh_name(f"{t.name}_mean")) for t in (tensor, rounded)]
     for source, mean in zip((tensor, rounded), means, strict=True):

@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from onnxopt.core.bias_correction import Means
+from onnxopt.core.bias_correction import Means, Read
 from onnxopt.core.eligible import clamp_limits, column_bias, output_axis
 from onnxopt.core.kernels import KERNELS, Kind
 from onnxopt.core.pass_ import label
@@ -76,7 +76,7 @@ def write(
     model: Model,
     placement: Placement,
     params: Mapping[str, QParams],
-    means: Mapping[str, Means] | None = None,
+    means: Mapping[Read, Means] | None = None,
     *,
     per_channel: bool = True,
 ) -> None:
@@ -106,7 +106,7 @@ class _Writer:
     model: Model
     placement: Placement
     params: Mapping[str, QParams]
-    means: Mapping[str, Means]
+    means: Mapping[Read, Means]
     per_channel: bool
     integers: dict[str, Variable] = field(default_factory=dict)  # by the name of the tensor that they stand for
     shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # scales, zero points, weights by content
@@ -173,8 +173,12 @@ class _Writer:
             if self.per_channel
             else weight_qparams(weight.values, None, at_least=least.max())
         )
-        if source.name in self.means and node.op != "MatMul":
-            bias = bias + self._correction(node, params, self.means[source.name])
+        if means := self.means.get(Read.by(unit)):
+            correction = self._correction(node, params, means)
+            if node.op == "MatMul":
+                self._add_behind(node, correction)
+            else:
+                bias = bias + correction
         rounded = node.inputs[0]
         if missing := self._missing_channels(node, source):
             weight, rounded = self._widen(weight, source, missing)
@@ -207,6 +211,16 @@ class _Writer:
         axis = output_axis(node) if params.scale.ndim else None
         rounded = dequantize(quantize(weight, params, INT8, axis), params, axis)
         return layout.respond(weight, means.exact) - layout.respond(rounded, means.rounded)
+
+    def _add_behind(self, node: Node, correction: Floats) -> None:
+        """Take a correction into the constants that are added to a product, if they are."""
+        add = next(iter(node.outputs[0].outputs), None)
+        if add is None or add.op != "Add" or len(node.outputs[0].outputs) > 1:
+            return
+        for i, tensor in enumerate(add.inputs):
+            if is_constant(tensor) and tuple(tensor.shape[-1:]) == correction.shape == (tensor.values.size,):
+                values = tensor.values + correction.astype(np.float32)
+                add.inputs[i] = self.model.constant(f"{tensor.name}_corrected", values)
 
     def _bias(self, stem: str, bias: Floats, input_scale: Array, weight_scale: Array) -> Variable:
         limit = BIAS_LIMIT * input_scale.astype(np.float64) * weight_scale

@@ -73,6 +73,7 @@ DENSE = "float[16,24] w, float[24] b, float[24,8] v, float[8] c"
         ("h = Gemm (x, w, b) r = Relu (h) y = Gemm (r, v, c)", DENSE, "float[N,16]", {"QGemm": 2}, [], 36),
         ("h = MatMul (x, w) y = Add (b, h)", DENSE, "float[N,16]", {"QGemm": 1}, [], 38),
         ("h = MatMul (x, w) y = Add (h, x)", "float[16,16] w", "float[N,16]", {"QGemm": 1}, ["Add"], 38),
+        ("h = MatMul (x, w) y = Add (h, k)", DENSE + ", float k", TOKENS, {"MatMulIntegerToFloat": 1}, ["Add"], 38),
         ("h = MatMul (x, w) y = Add (h, b)", DENSE, TOKENS, {"MatMulIntegerToFloat": 1}, ["Add"], 38),
         ("h = MatMul (x, w) y = Add (h, x)", "float[16,16] w", TOKENS, {"MatMulIntegerToFloat": 1}, ["Add"], 38),
         (
@@ -221,15 +222,26 @@ def test_rows_of_zeros_and_tiny_weights_with_a_large_bias(quantize):
     assert done.sqnr["y"] > 33
 
 
-def test_bias_correction_takes_the_mean_error_out(quantize):
-    w = np.random.default_rng(0).standard_normal((16, 64)) + 0.5
-    args = ("y = Gemm <transB=1> (x, w)", "float[16,64] w", "float[N,64]")
-    feed = {"x": np.abs(np.random.default_rng(1).standard_normal((256, 64))).astype(np.float32)}
+@pytest.mark.parametrize(
+    ("nodes", "weights", "shape"),
+    [
+        ("y = Gemm (x, w)", "float[64,16] w", (256, 64)),
+        ("h = MatMul (x, w) y = Add (b, h)", "float[64,16] w, float[16] b", (64, 4, 64)),
+        ("y = Conv (x, w, b)", "float[16,64,1,1] w, float[16] b", (64, 64, 2, 2)),
+    ],
+)
+def test_bias_correction_takes_the_mean_error_out(quantize, nodes, weights, shape):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((16, 64, 1, 1) if "Conv" in nodes else (64, 16)) + 0.5
+    feed = {"x": np.abs(rng.standard_normal(shape)).astype(np.float32)}
+    x = f"float[{','.join(map(str, shape))}]"
+    others = (0, 2, 3) if "Conv" in nodes else tuple(range(len(shape) - 1))
     shift = {}
     for correct in (False, True):
-        done = quantize(*args, step=Quant(bias_correction=correct, per_channel=False), feed=feed, w=w)
-        shift[correct] = np.abs((done.outcome.after["y"] - done.outcome.before["y"]).mean(axis=0)).max()
-    assert shift[True] < 0.05 * shift[False]
+        step = Quant(bias_correction=correct, per_channel=False)
+        outcome = quantize(nodes, weights, x, step=step, feed=feed, w=w).outcome
+        shift[correct] = np.abs((outcome.after["y"] - outcome.before["y"]).mean(axis=others)).max()
+    assert shift[True] < 0.1 * shift[False]
 
 
 def test_one_scale_for_each_weight(quantize):
