@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from onnxopt.core.context import Context
+from onnxopt.core.eligible import is_layer
+from onnxopt.core.manager import PassManager
+from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import ModelError
+from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
+from onnxopt.graph.verify import faults
 from onnxopt.passes.quant import Quant
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.session import Session
@@ -365,3 +373,36 @@ def test_models_that_are_quantized_already(check_pass, parse):
 def test_nothing_to_quantize_leaves_the_opset(quantize):
     done = quantize("y = Relu (x)", "float[1] w", opset=11)
     assert done.outcome.model.opset == 11
+
+
+def test_every_graph_of_the_zoo(zoo_model):
+    original = Model.from_proto(zoo_model)
+    model, dataset = original.clone(), open_dataset("synthetic", original.inputs, samples=48)
+    calibration, held_out = dataset.split(1 / 3)
+    outcome = QUANT.run(model, Context(original, calibration))
+    model.tidy()
+    assert faults(model) == []
+    executed = audit(model)
+    assert outcome.changed == outcome.figures["layers"] <= len(executed.integer)
+    assert outcome.changed + len(outcome.skips) == sum(map(is_layer, original.nodes()))
+    feed = next(iter(held_out.batches(16)))
+    before, after = (Session(m).run(feed) for m in (original, model))
+    assert min(sqnr(before[name], after[name]) for name in before) > 20
+
+
+@pytest.mark.skipif("ONNXOPT_ZOO" not in os.environ, reason="ONNXOPT_ZOO names no folder of models")
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "layers"), [("cifar10_resnet20", 20), ("in1k_squeezenet1.1", 26), ("in1k_mobilenetv2_1.0", 53)]
+)
+def test_published_nets_run_in_integers_throughout(name, layers):
+    original = load(Path(os.environ["ONNXOPT_ZOO"]) / f"{name}.onnx")
+    dataset = open_dataset("synthetic", original.inputs, samples=16)
+    model = original.clone()
+    PassManager([QUANT]).run(model, dataset)
+    executed = audit(model)
+    assert len(executed.integer) == len(executed.nodes) == layers
+    assert executed.conversions <= 2
+    feed = next(iter(dataset.batches(8)))
+    (before,), (after,) = (list(Session(m).run(feed).values()) for m in (original, model))
+    assert sqnr(before, after) > 15
