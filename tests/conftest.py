@@ -264,13 +264,13 @@ def zoo_model(request: pytest.FixtureRequest) -> onnx.ModelProto:
     return ZOO[request.param]()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def zoo() -> dict[str, Build]:
     """The graphs of the zoo by name: functions that build them."""
     return ZOO
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def net() -> type[Net]:
     """The writer of small graphs."""
     return Net

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxopt.graph import parameters, shapes
 from onnxopt.graph.coupling import Coupling
-from onnxopt.graph.ir import Constant, Node, Variable, is_constant
+from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
 
@@ -51,11 +51,13 @@ class Cut:
             for slot, tensor in enumerate(node.outputs):
                 if isinstance(tensor, Variable) and tensor.shape is not None:
                     self._resize(node, slot, tensor)
+            before = list(node.inputs)
+            after = [self._compressed(model, node, slot, t, made) for slot, t in enumerate(before)]
             if node.is_standard and node.op in _CORRECTIONS:
                 _CORRECTIONS[node.op](model, node, self)
-            for slot, tensor in enumerate(node.inputs):
-                if is_constant(tensor):
-                    node.inputs[slot] = self._compressed(model, node, slot, tensor, made)
+            for slot, (old, new) in enumerate(zip(before, after, strict=True)):
+                if new is not old and node.inputs[slot] is old:
+                    node.inputs[slot] = new
 
     def masked(self, model: Model) -> Model:
         """A copy of the model that the coupling was made of, with the classes zero wherever they are summed over."""
@@ -84,9 +86,11 @@ class Cut:
             tensor.shape = [n if isinstance(d, int) else d for d, n in zip(tensor.shape, new, strict=True)]
 
     def _compressed(
-        self, model: Model, node: Node, slot: int, tensor: Constant, made: dict[tuple[int, bytes], Constant]
-    ) -> Constant:
-        """The constant without what goes; uses of one constant that lose the same share the result."""
+        self, model: Model, node: Node, slot: int, tensor: Tensor, made: dict[tuple[int, bytes], Constant]
+    ) -> Tensor:
+        """A constant without what goes; uses of one constant that lose the same share the result."""
+        if not is_constant(tensor):
+            return tensor
         masks = [self.input(node, slot, k) for k in range(len(tensor.shape))]
         if all(m.all() for m in masks):
             return tensor

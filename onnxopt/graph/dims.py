@@ -38,7 +38,7 @@ def trace(nodes: Iterable[Node], shapes: Shapes) -> dict[int, Entries]:
     for node in nodes:
         if not node.is_standard or not node.outputs:
             continue
-        if node.op == "Shape" and node.inputs[0].name in shapes:
+        if node.op == "Shape" and not is_constant(node.inputs[0]) and node.inputs[0].name in shapes:
             rank = len(shapes[node.inputs[0].name])
             axes = range(rank)[int(node.attrs.get("start", 0)) : node.attrs.get("end", rank)]
             found[id(node.outputs[0])] = tuple(Size(node.inputs[0], k) for k in axes)

@@ -87,7 +87,7 @@ class Statements:
         return component, np.where(first == none, -1, first)
 
     def decide(self) -> None:
-        """Freeze the free axes, but for those that the equalities give the length of a constant; and settle the choices.
+        """Freeze the free axes, unless the equalities give them the length of a constant; and settle the choices.
 
         Of the axes of a choice that could be cut the longest follows; of equals, everywhere the same.
         """

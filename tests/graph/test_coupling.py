@@ -1,0 +1,498 @@
+"""Each rule, by its proof: the model without half of its channels equals the whole one with those channels at zero."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from onnxopt.core.context import Context
+from onnxopt.data.dataset import open_dataset
+from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.cutting import Cut
+from onnxopt.graph.ir import Node
+from onnxopt.graph.model import Model
+from onnxopt.graph.verify import boundary, faults
+from onnxopt.numerics.tolerance import deviation
+from onnxopt.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found, and what became of the model without half of each block."""
+
+    classes: int
+    whole: Model
+    cut: Model
+    removed: int
+
+    def node(self, name: str) -> Node:
+        return next(n for n in self.cut.graph.nodes if n.name == name)
+
+
+def halve(proto: onnx.ModelProto, seed: int = 0) -> Outcome:
+    """Remove half of each block, chosen by ``seed``, and hold the result against the masked model."""
+    model = Model.from_proto(proto)
+    whole, expected = model.clone(), boundary(model)
+    context = Context(whole, open_dataset(None, model.inputs, samples=4))
+    coupling = Coupling(model, context.shapes(model), context.free_axes(model))
+    rng = np.random.default_rng(seed)
+    removed = np.concatenate([np.zeros(0, np.intp), *(rng.permutation(b)[: len(b) // 2] for b in coupling.blocks())])
+    cut = Cut(coupling, removed)
+    masked = cut.masked(model)
+    cut.apply(model)
+    model.tidy()
+    assert faults(model, expected) == []
+    assert faults(masked, expected) == []
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    feed = next(iter(context.dataset.batches(4)))
+    wanted, got = Session(masked, optimize=False).run(feed), Session(model, optimize=False).run(feed)
+    for name, value in wanted.items():
+        assert deviation(value, got[name]) < 1e-5
+    if len(removed):
+        before = Session(whole, optimize=False).run(feed)
+        assert any(deviation(value, before[name]) > 1e-4 for name, value in wanted.items())
+    return Outcome(coupling.count, whole, model, len(removed))
+
+
+def between(net: Any, op: Callable[[Any, str], str], out: int, opset: int = 17) -> onnx.ModelProto:
+    """A convolution that makes 12 channels, what ``op`` does with them, a convolution that reads ``out``."""
+    y = op(net, net.conv("x", 3, 12))
+    return net.model(net.op("Conv", y, net.normal(3, out, 1, 1)), opset)
+
+
+def one(name: str, *constants: Any, **attributes: Any) -> Callable[[Any, str], str]:
+    """One operator that reads the channels, then these constants."""
+
+    def build(net: Any, x: str) -> str:
+        return str(net.op(name, x, *(net.constant(c, np.asarray(c).dtype) for c in constants), **attributes))
+
+    return build
+
+
+F = np.float32
+ROW = np.linspace(-1, 1, 12, dtype=F)
+FAR = 2**62
+
+# Operator between two convolutions, channels that it makes of 12, classes that may go.
+SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
+    **{
+        name: (one(name), 12, 12) for name in ("Sigmoid", "LeakyRelu", "HardSwish", "Elu", "Erf", "Identity", "Dropout")
+    },
+    "Clip": (one("Clip", F(-1), F(1)), 12, 12),
+    "Cast": (one("Cast", to=TensorProto.FLOAT), 12, 12),
+    "Add scalar": (one("Add", F(0.5)), 12, 12),
+    "Add vector": (one("Add", ROW.reshape(12, 1, 1)), 12, 12),
+    "Sub": (one("Sub", ROW.reshape(1, 12, 1, 1)), 12, 12),
+    "Div": (one("Div", ROW.reshape(12, 1, 1) + 3), 12, 12),
+    "Max": (one("Max", ROW.reshape(12, 1, 1)), 12, 12),
+    "Pow": (one("Pow", F(2)), 12, 12),
+    "PRelu": (one("PRelu", ROW.reshape(12, 1, 1)), 12, 12),
+    "row along the width": (one("Mul", np.ones((1, 8), F)), 12, 12),
+    "Where": (
+        lambda n, x: n.op("Where", n.op("Greater", x, n.constant(0.1)), x, n.constant(ROW[:, None, None])),
+        12,
+        12,
+    ),
+    "itself twice": (lambda n, x: n.op("Mul", x, n.op("Sigmoid", x)), 12, 12),
+    "two layers added": (lambda n, x: n.op("Add", x, n.conv("x", 3, 12)), 12, 12),
+    "one channel spread": (lambda n, x: n.op("Mul", x, n.op("Sigmoid", n.conv(x, 12, 1))), 12, 12),
+    "one channel spread by Add": (lambda n, x: n.op("Add", x, n.conv(x, 12, 1)), 12, 12),
+    "BatchNormalization": (lambda n, x: n.norm(x, 12), 12, 12),
+    "InstanceNormalization": (one("InstanceNormalization", ROW, ROW), 12, 12),
+    "LayerNormalization of rows": (one("LayerNormalization", np.ones(8, F), axis=-1), 12, 12),
+    "LayerNormalization of all": (one("LayerNormalization", np.ones((12, 8, 8), F), axis=1), 12, 0),
+    "Softmax of channels": (one("Softmax", axis=1), 12, 0),
+    "Softmax of rows": (one("Softmax", axis=-1), 12, 12),
+    "CumSum of channels": (one("CumSum", np.int64(1)), 12, 0),
+    "CumSum of rows": (one("CumSum", np.int64(2)), 12, 12),
+    "AveragePool": (one("AveragePool", kernel_shape=[2, 2]), 12, 12),
+    "GlobalMaxPool": (one("GlobalMaxPool"), 12, 12),
+    "MaxPool with places": (lambda n, x: n.op("MaxPool", x, outputs=2, kernel_shape=[2, 2])[0], 12, 0),
+    "ReduceMean of pixels": (one("ReduceMean", axes=[2, 3]), 12, 12),
+    "ReduceMax of rows": (
+        lambda n, x: n.op("Unsqueeze", n.op("ReduceMax", x, axes=[3], keepdims=0), n.ints(3)),
+        12,
+        12,
+    ),
+    "ReduceSum of channels": (one("ReduceSum", np.array([1])), 1, 0),
+    "ReduceMean of all": (one("ReduceMean"), 1, 0),
+    "Concat of channels": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 6), axis=1), 18, 18),
+    "Concat of rows": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 12), axis=2), 12, 12),
+    "Concat with the input": (lambda n, x: n.op("Concat", x, "x", axis=1), 15, 12),
+    "Split": (lambda n, x: n.op("Mul", *n.op("Split", x, n.ints(6, 6), outputs=2, axis=1)), 6, 6),
+    "Split evenly": (lambda n, x: n.op("Concat", *n.op("Split", x, outputs=3, axis=1)[::-1], axis=1), 12, 12),
+    "Slice": (one("Slice", np.array([2]), np.array([-2]), np.array([1])), 8, 12),
+    "Slice in steps": (one("Slice", np.array([1]), np.array([FAR]), np.array([1]), np.array([3])), 4, 12),
+    "Slice backwards": (one("Slice", np.array([-1]), np.array([-FAR]), np.array([-3]), np.array([-1])), 12, 12),
+    "Slice of rows": (one("Slice", np.array([0, 0]), np.array([FAR, 3]), np.array([1, 3])), 12, 12),
+    "Slice to a computed end": (lambda n, x: n.op("Slice", x, n.ints(0), n.op("Abs", n.ints(9)), n.ints(1)), 9, 0),
+    "Pad": (one("Pad", np.array([0, 2, 0, 0, 0, 3, 1, 0]), F(0.5)), 17, 17),
+    "Pad by reflection": (one("Pad", np.array([0, 2, 0, 0, 0, 3, 0, 0]), mode="reflect"), 17, 0),
+    "Pad of pixels by reflection": (one("Pad", np.array([0, 0, 2, 2, 0, 0, 2, 2]), mode="reflect"), 12, 12),
+    "Gather": (one("Gather", np.array([3, 1, 1, -7]), axis=1), 4, 12),
+    "Gather of one": (
+        lambda n, x: n.op("Mul", x, n.op("Unsqueeze", n.op("Gather", x, n.constant(5, int), axis=1), n.ints(1))),
+        12,
+        11,
+    ),
+    "Gather with computed indices": (lambda n, x: n.op("Gather", x, n.op("Abs", n.ints(1, 2)), axis=1), 2, 2),
+    "Transpose there and back": (
+        lambda n, x: n.op("Transpose", n.op("Relu", n.op("Transpose", x, perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2]),
+        12,
+        12,
+    ),
+    "Reshape there and back": (
+        lambda n, x: n.op("Reshape", n.op("Relu", n.op("Reshape", x, n.ints(0, 12, -1))), n.ints(0, 0, 8, 8)),
+        12,
+        12,
+    ),
+    "shuffle": (
+        lambda n, x: n.op(
+            "Reshape",
+            n.op("Transpose", n.op("Reshape", x, n.ints(-1, 3, 4, 8, 8)), perm=[0, 2, 1, 3, 4]),
+            n.ints(-1, 12, 8, 8),
+        ),
+        12,
+        4,
+    ),
+    "Reshape across": (lambda n, x: n.op("Reshape", n.op("Reshape", x, n.ints(0, 32, 24)), n.ints(0, 12, 8, 8)), 12, 0),
+    "Squeeze and Unsqueeze": (
+        lambda n, x: n.op("Unsqueeze", n.op("Squeeze", n.op("GlobalAveragePool", x), n.ints(2, 3)), n.ints(2, 3)),
+        12,
+        12,
+    ),
+    "Tile": (one("Tile", np.array([1, 2, 1, 1])), 24, 12),
+    "Expand": (lambda n, x: n.op("Expand", n.op("GlobalAveragePool", x), n.ints(1, 12, 2, 2)), 12, 12),
+    "Expand of one channel": (
+        lambda n, x: n.op("Mul", x, n.op("Expand", n.constant([[[2]]]), n.ints(12, 1, 1))),
+        12,
+        12,
+    ),
+    "Resize by scales": (one("Resize", np.zeros(0, F), np.array([1, 1, 2, 2], F), mode="nearest"), 12, 12),
+    "Resize by sizes": (
+        lambda n, x: n.op("Resize", x, "", "", n.ints(4, 12, 4, 4), mode="linear"),
+        12,
+        12,
+    ),
+    "DepthToSpace": (one("DepthToSpace", blocksize=2), 3, 3),
+    "DepthToSpace by column": (one("DepthToSpace", blocksize=2, mode="CRD"), 3, 3),
+    "SpaceToDepth": (one("SpaceToDepth", blocksize=2), 48, 12),
+    "quantized as one": (
+        lambda n, x: n.op("DequantizeLinear", n.op("QuantizeLinear", x, n.constant(0.1)), n.constant(0.1)),
+        12,
+        12,
+    ),
+    "quantized by channel": (
+        lambda n, x: n.op(
+            "DequantizeLinear", n.op("QuantizeLinear", x, n.constant(ROW + 2), axis=1), n.constant(ROW + 2), axis=1
+        ),
+        12,
+        12,
+    ),
+    "depthwise": (lambda n, x: n.conv(x, 12, 12, group=12), 12, 12),
+    "depthwise that multiplies": (lambda n, x: n.conv(x, 12, 24, group=12), 24, 12),
+    "small groups": (lambda n, x: n.conv(x, 12, 24, group=6), 24, 6),
+    "large groups": (lambda n, x: n.conv(x, 12, 24, group=2), 24, 18),
+    "ConvTranspose": (lambda n, x: n.op("ConvTranspose", x, n.normal(12, 8, 2, 2), n.constant(ROW[:8])), 8, 20),
+    "ConvTranspose depthwise": (lambda n, x: n.op("ConvTranspose", x, n.normal(12, 1, 2, 2), group=12), 12, 12),
+    "ConvTranspose in small groups": (lambda n, x: n.op("ConvTranspose", x, n.normal(12, 3, 2, 2), group=6), 18, 6),
+    "ConvTranspose in large groups": (lambda n, x: n.op("ConvTranspose", x, n.normal(12, 5, 2, 2), group=2), 10, 11),
+    "GridSample": (
+        lambda n, x: n.op(
+            "GridSample",
+            x,
+            n.op("Tanh", n.op("Slice", n.op("Transpose", "x", perm=[0, 2, 3, 1]), n.ints(0), n.ints(2), n.ints(3))),
+        ),
+        12,
+        12,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_rule(name: str, net: Any) -> None:
+    op, out, classes = SAME[name]
+    opset = 18 if name == "Pad" else 17
+    assert halve(between(net(4, 3, 8, 8), op, out, opset)).classes == classes
+
+
+OLD: dict[str, tuple[Callable[[Any, str], str], int, int, int]] = {
+    "Softmax folds what follows": (one("Softmax", axis=2), 12, 12, 11),
+    "Softmax of all": (one("Softmax"), 12, 0, 11),
+    "Split": (lambda n, x: n.op("Mul", *n.op("Split", x, outputs=2, axis=1, split=[6, 6])), 6, 6, 11),
+    "Slice": (one("Slice", starts=[2], ends=[FAR], axes=[1]), 10, 12, 9),
+    "Pad": (one("Pad", pads=[0, 1, 0, 0, 0, 1, 0, 0]), 14, 14, 9),
+    "Squeeze": (
+        lambda n, x: n.op("Unsqueeze", n.op("Squeeze", n.op("GlobalAveragePool", x), axes=[2]), axes=[2]),
+        12,
+        12,
+        11,
+    ),
+    "Upsample": (one("Upsample", np.array([1, 1, 2, 2], F)), 12, 12, 9),
+    "Clip": (one("Clip", min=0.0, max=6.0), 12, 12, 9),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_rule_of_an_older_opset(name: str, net: Any) -> None:
+    op, out, classes, opset = OLD[name]
+    assert halve(between(net(4, 3, 8, 8), op, out, opset)).classes == classes
+
+
+def test_every_graph_of_the_zoo(zoo_model: onnx.ModelProto) -> None:
+    for seed in range(3):
+        assert halve(zoo_model, seed).removed > 0
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_convolutions_of_one_and_three_dimensions(net: Any, rank: int) -> None:
+    n = net(2, 3, *[4] * rank)
+    y = n.op("Conv", "x", n.normal(8, 3, *[3] * rank), pads=[1] * 2 * rank)
+    y = n.op("MaxPool", n.relu(y), kernel_shape=[2] * rank)
+    assert halve(n.model(n.op("Conv", y, n.normal(4, 8, *[1] * rank)))).classes == 8
+
+
+GEMMS = {"plain": {}, "transB": {"transB": 1}, "alpha": {"alpha": 0.5, "beta": 2.0}}
+
+
+@pytest.mark.parametrize("attributes", GEMMS.values(), ids=GEMMS)
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (4, 1), (4, 10), ()])
+def test_gemm(net: Any, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
+    n = net(4, 6)
+    weight = n.normal(10, 6) if "transB" in attributes else n.normal(6, 10)
+    y = n.relu(n.op("Gemm", "x", weight, n.constant(n.rng.standard_normal(shape)), **attributes))
+    assert halve(n.model(n.dense(y, 10, 3))).classes == 10
+
+
+def test_gemm_that_transposes_what_it_reads(net: Any) -> None:
+    n = net(4, 6)
+    y = n.op("Transpose", n.dense("x", 6, 10), perm=[1, 0])
+    assert halve(n.model(n.op("Gemm", y, n.normal(10, 3), transA=1))).classes == 10
+
+
+def test_matmul_with_constants_on_either_side_and_batches(net: Any) -> None:
+    n = net(2, 5, 6)
+    y = n.relu(n.op("MatMul", "x", n.normal(6, 10)))
+    y = n.op("MatMul", n.normal(8, 5), y)
+    assert halve(n.model(n.op("MatMul", n.normal(3, 8), n.op("MatMul", y, n.normal(10, 4))))).classes == 18
+
+
+def test_matmul_of_vectors(net: Any) -> None:
+    n = net(6)
+    y = n.op("MatMul", "x", n.normal(6, 10))
+    assert halve(n.model(n.op("MatMul", n.normal(3, 10), n.relu(y)))).classes == 10
+
+
+def test_einsum(net: Any) -> None:
+    n = net(2, 5, 6)
+    y = n.relu(n.op("Einsum", "x", n.normal(6, 2, 4), equation="btc,chd->bhtd"))
+    y = n.op("Einsum", y, y, equation="bhtd,bhsd->bhts")
+    assert halve(n.model(n.op("Einsum", y, n.normal(2, 3), equation="bhts,hk->btsk"))).classes == 6
+
+
+def test_einsum_that_sums_within_one_operand_is_frozen(net: Any) -> None:
+    n = net(2, 6)
+    y = n.dense("x", 6, 10)
+    assert halve(n.model(n.op("Einsum", y, n.constant(ROW[:2]), equation="bc,b->b"))).classes == 0
+
+
+def test_what_a_recurrent_layer_reads_can_go(net: Any) -> None:
+    n = net(5, 2, 6)
+    y = n.relu(n.op("MatMul", "x", n.normal(6, 10)))
+    assert (
+        halve(n.model(n.op("GRU", y, n.normal(1, 12, 10), n.normal(1, 12, 4), hidden_size=4, outputs=2)[0])).classes
+        == 10
+    )
+
+
+def test_sizes_read_at_run_time_adjust_themselves(net: Any) -> None:
+    n = net("N", 3, 8, 8)
+    x = n.relu(n.conv("x", 3, 12))
+    channels = n.op("Slice", n.op("Shape", x), n.ints(0), n.ints(2))
+    y = n.op("Resize", x, "", "", n.op("Concat", channels, n.ints(4, 4), axis=0))
+    assert halve(n.model(n.conv(y, 12, 3))).classes == 12
+
+
+def test_sizes_that_are_computed_with_are_frozen(net: Any) -> None:
+    n = net("N", 3, 8, 8)
+    x = n.relu(n.conv("x", 3, 12))
+    size = n.op("Cast", n.op("Gather", n.op("Shape", x), n.ints(1)), to=TensorProto.FLOAT)
+    model = Model.from_proto(n.model(n.conv(n.op("Div", x, n.op("Sqrt", size)), 12, 3)))
+    coupling = of(model)
+    assert coupling.count == 0
+    assert coupling.why_frozen(model.graph.nodes[0], 1) == "Sqrt 'Sqrt5' computes with their number"
+
+
+def test_a_constant_shape_follows(net: Any) -> None:
+    n = net("N", 3, 8, 8)
+    shape = n.op("Shape", n.conv("x", 3, 12))
+    filled = n.op("ConstantOfShape", shape)
+    assert halve(n.model(n.conv(n.op("Add", n.nodes[0].output[0], filled), 12, 3))).classes == 12
+
+
+def of(model: Model) -> Coupling:
+    context = Context(model, open_dataset(None, model.inputs, samples=2))
+    return Coupling(model, context.shapes(model), context.free_axes(model))
+
+
+WHY: dict[str, tuple[Callable[[Any, str], str], str]] = {
+    "no rule": (one("Det"), "Det 'Det1' has no rule"),
+    "unknown domain": (lambda n, x: n.op("Soften", x, domain="elsewhere"), "elsewhere.Soften 'Soften1' has no rule"),
+    "mixed": (one("Softmax", axis=1), "Softmax 'Softmax1' needs them all"),
+    "output": (one("Relu"), "'relu1' is an output of the model"),
+    "picked": (lambda n, x: n.op("Gather", x, n.constant(0, int), axis=1), "Gather 'Gather1' picks one of them"),
+}
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_why_something_is_frozen(name: str, net: Any) -> None:
+    op, why = WHY[name]
+    n = net(4, 3, 8, 8)
+    y = op(n, n.conv("x", 3, 12))
+    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, [])
+    graph = helper.make_graph(n.nodes, "g", [n.input], [output], n.weights)
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    shapes = {"x": (4, 3, 8, 8), "conv0": (4, 12, 8, 8), y: (4, 12, 8, 8) if name != "picked" else (4, 8, 8)}
+    assert Coupling(model, shapes, {}).why_frozen(model.graph.nodes[0], 1) == why
+
+
+def test_a_tensor_without_a_shape_freezes_the_nodes_around_it(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    model = Model.from_proto(n.model(n.conv(n.relu(n.conv("x", 3, 12)), 12, 3)))
+    coupling = Coupling(model, {"x": (4, 3, 8, 8), "conv0": (4, 12, 8, 8), "conv2": (4, 3, 8, 8)}, {})
+    assert coupling.count == 0
+    assert coupling.why_frozen(model.graph.nodes[0], 1) == "Relu 'Relu1' has a tensor of unknown shape"
+
+
+def test_what_the_body_of_an_if_reads_is_frozen(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    x = n.conv("x", 3, 12)
+    bodies = []
+    for name, op in (("then", "Relu"), ("else", "Neg")):
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph([helper.make_node(op, [x], [name], name=name)], name, [], [made]))
+    n.op("If", n.constant(True, bool), then_branch=bodies[0], else_branch=bodies[1])
+    coupling = of(model := Model.from_proto(n.model(n.conv(x, 12, 3))))
+    assert coupling.count == 0
+    assert coupling.why_frozen(model.graph.nodes[0], 1) == "the body of If 'If1' reads them"
+
+
+def test_free_axes_are_frozen(net: Any) -> None:
+    n = net("N", 6, "T")
+    model = Model.from_proto(n.model(n.op("MatMul", n.normal(3, 6), n.op("Relu", "x"))))
+    assert of(model).count == 0
+
+
+def test_equal_vectors_stored_once_do_not_tie_layers(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    bias = n.constant(np.zeros(12))
+    x = n.relu(n.op("Conv", "x", n.normal(12, 3, 1, 1), bias))
+    x = n.relu(n.op("Conv", x, n.normal(12, 12, 1, 1), bias))
+    outcome = halve(n.model(n.conv(x, 12, 3)))
+    assert outcome.classes == 24
+    assert [outcome.node(name).inputs[2].shape for name in ("Conv0", "Conv2")] == [(6,), (6,)]
+
+
+def test_shared_kernels_stay_shared(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    weight = n.normal(12, 12, 1, 1)
+    x = n.relu(n.conv("x", 3, 12))
+    x = n.op("Conv", n.relu(n.op("Conv", x, weight)), weight)
+    outcome = halve(n.model(n.conv(x, 12, 3)))
+    assert outcome.classes == 12
+    assert outcome.node("Conv2").inputs[1] is outcome.node("Conv4").inputs[1]
+
+
+def test_a_slice_in_steps_becomes_a_gather(net: Any) -> None:
+    outcome = halve(between(net(4, 3, 8, 8), SAME["Slice in steps"][0], 4))
+    assert [n.op for n in outcome.cut.graph.nodes] == ["Conv", "Gather", "Slice", "Conv"]
+
+
+def test_sizes_that_are_spelled_out_are_corrected(zoo: dict[str, Callable[[], onnx.ModelProto]]) -> None:
+    cut = halve(zoo["shuffled"]()).cut
+    shapes = {n.name: n.inputs[1].values.tolist() for n in cut.graph.nodes if n.op in ("Split", "Reshape")}
+    assert shapes == {"Split2": [8, 8], "Reshape9": [1, 2, 8, 8, 8], "Reshape11": [1, 16, 8, 8]}
+    grouped = halve(zoo["grouped"]()).cut
+    assert [n.attrs["group"] for n in grouped.graph.nodes if n.op == "Conv"] == [1, 4, 1, 2, 1, 8]
+
+
+def test_blocks_cover_each_axis_once(zoo: dict[str, Callable[[], onnx.ModelProto]]) -> None:
+    coupling = of(Model.from_proto(zoo["split_and_joined"]()))
+    blocks = coupling.blocks()
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(1, coupling.count + 1))
+    assert sorted(map(len, blocks)) == [16, 16, 16, 32]
+
+
+def test_ten_thousand_nodes_take_less_than_five_seconds(net: Any) -> None:
+    n = net(1, 3, 2, 2)
+    x = n.conv("x", 3, 16, 1)
+    weight, bias = n.normal(16, 16, 1, 1), n.constant(np.zeros(16))
+    while len(n.nodes) < 10_000:
+        y = n.op("Relu", n.op("Conv", x, weight, bias))
+        x = n.op("Relu", n.op("Add", x, n.op("Conv", y, n.normal(16, 16, 1, 1), bias)))
+    graph = helper.make_graph(
+        n.nodes, "g", [n.input], [helper.make_tensor_value_info(x, TensorProto.FLOAT, None)], n.weights
+    )
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    shapes = {t.name: (1, 16, 2, 2) for node in model.graph.nodes for t in node.outputs} | {"x": (1, 3, 2, 2)}
+    started = time.perf_counter()
+    coupling = Coupling(model, shapes, {})
+    coupling.blocks()
+    assert time.perf_counter() - started < 5
+
+
+STEPS = (
+    "conv", "depthwise", "groups", "norm", "act", "add", "concat", "split", "slice", "pad", "shuffle", "gate", "spread",
+)  # fmt: skip
+
+
+def grow(n: Any, steps: list[str]) -> onnx.ModelProto:
+    """A net of these steps; one that the number of channels does not allow is left out."""
+    x, width = n.relu(n.conv("x", 3, 12)), 12
+    early = x
+    for step in steps:
+        even = width % 2 == 0
+        if step == "conv":
+            x, width = n.relu(n.conv(x, width, 8, 1)), 8
+        elif step == "depthwise":
+            x = n.conv(x, width, width, group=width)
+        elif step == "groups" and even:
+            x = n.conv(x, width, width, 1, group=2 if width % 4 else 4)
+        elif step == "norm":
+            x = n.norm(x, width)
+        elif step == "act":
+            x = n.op("Mul", x, n.op("Sigmoid", x))
+        elif step == "add":
+            x = n.op("Add", n.conv(x, width, width), x)
+        elif step == "concat":
+            x, width = n.op("Concat", x, early, axis=1), width + 12
+        elif step == "split" and even:
+            x = n.op("Concat", *n.op("Split", x, outputs=2, axis=1)[::-1], axis=1)
+        elif step == "slice":
+            x, width = n.op("Slice", x, n.ints(1), n.ints(-1), n.ints(1)), width - 2
+        elif step == "pad":
+            x, width = n.op("Pad", x, n.ints(0, 2, 0, 0, 0, 1, 0, 0)), width + 3
+        elif step == "shuffle" and even:
+            x = n.op("Transpose", n.op("Reshape", x, n.ints(4, 2, width // 2, 8, 8)), perm=[0, 2, 1, 3, 4])
+            x = n.op("Reshape", x, n.ints(0, -1, 8, 8))
+        elif step == "gate":
+            x = n.op("Mul", x, n.op("Sigmoid", n.conv(n.op("GlobalAveragePool", x), width, width, 1)))
+        elif step == "spread":
+            x = n.op("Sub", x, n.conv(x, width, 1))
+    model: onnx.ModelProto = n.model(n.conv(x, width, 3, 1))
+    return model
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=8), seed=st.integers(0, 2**16))
+def test_pruned_equals_masked_on_random_graphs(net: Any, steps: list[str], seed: int) -> None:
+    halve(grow(net(4, 3, 8, 8, seed=seed), steps), seed)
