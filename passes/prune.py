@@ -36,7 +36,7 @@ _PROOF_SAMPLES = 8
 _ENDS = "first or last layer; keep-ends=false prunes it"
 _JOINED = "shares its channels across a residual addition; scope=all prunes them"
 _BODY = "lies in the body of an If, Loop or Scan"
-_NARROW = "too few channels that go together to remove any: what remains must be a multiple of align"
+_NARROW = "too few channels that go together to remove any, with this ratio and align"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,271 @@
+"""Prune: how much goes, what stays and why, the proof, the repair, and what the report says of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxopt.core.context import Context
+from onnxopt.core.manager import plan
+from onnxopt.core.pass_ import PassResult
+from onnxopt.core.spec import parse
+from onnxopt.data.dataset import open_dataset
+from onnxopt.errors import PassError
+from onnxopt.graph import cutting, io
+from onnxopt.graph.model import Model
+from onnxopt.graph.verify import boundary, faults
+from onnxopt.numerics.tolerance import deviation
+from onnxopt.passes.prune import Prune
+from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import NATIVE
+
+Zoo = dict[str, Callable[[], onnx.ModelProto]]
+
+
+def prune(
+    proto: onnx.ModelProto, step: Prune, *, samples: int = 40, channel_step: int = 16
+) -> tuple[Model, PassResult]:
+    """The pruned model, held to what every pass promises."""
+    original = Model.from_proto(proto)
+    untouched = original.to_proto().SerializeToString(deterministic=True)
+    model, expected = original.clone(), boundary(original)
+    data = open_dataset(None, model.inputs, samples=samples)
+    context = Context(original, data, target=replace(NATIVE, channel_step=channel_step), batch=8)
+    result = step.run(model, context)
+    model.tidy()
+    assert faults(model, expected) == []
+    assert original.to_proto().SerializeToString(deterministic=True) == untouched
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    Session(model).run(next(iter(data.batches(8))))
+    return model, result
+
+
+def counts(result: PassResult) -> dict[str, Any]:
+    return dict(result.figures.get("channels", {}))  # type: ignore[arg-type]  # a table by layer
+
+
+def reasons(result: PassResult) -> dict[str, str]:
+    return {skip.node: skip.why for skip in result.skips}
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l1", "l2"])
+@pytest.mark.parametrize("scope", ["inner", "all"])
+def test_every_graph_of_the_zoo(zoo_model: onnx.ModelProto, scope: Any, criterion: Any) -> None:
+    step = Prune(ratio=0.4, align=4, scope=scope, criterion=criterion, keep_ends=False)
+    _, result = prune(zoo_model, step, samples=10)
+    assert result.changed > 0
+    assert all(isinstance(v, float) and v < 1e-4 for v in dict(result.figures["proof"]).values())  # type: ignore[arg-type]
+    assert all(skip.why for skip in result.skips)
+    assert all(0 < after < before for before, after in counts(result).values())
+
+
+def test_share_and_alignment(zoo: Zoo) -> None:
+    for ratio, align, kept in ((0.25, 4, 24), (0.25, 16, 32), (0.5, 8, 16), (0.3, 1, 23), (0.99, 1, 1), (0.9, 4, 4)):
+        _, result = prune(zoo["plain"](), Prune(ratio=ratio, align=align, repair=False))
+        assert counts(result).get("Conv2", [32, 32]) == [32, kept]
+
+
+def test_alignment_to_the_target_leaves_small_layers_something_to_give(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    x, width = n.relu(n.conv("x", 3, 8)), 8
+    for out in (8, 16, 32, 64, 128):
+        x, width = n.relu(n.conv(x, width, out, 1)), out
+    proto = n.head(x, width)
+    for step, expected in ((16, [8, 12, 24, 48, 96]), (4, [8, 12, 24, 48, 92])):
+        _, result = prune(proto, Prune(ratio=0.3, repair=False), channel_step=step)
+        assert [counts(result).get(f"Conv{2 * i}", [8, 8])[1] for i in range(1, 6)] == expected
+
+
+def test_inner_leaves_what_residual_additions_share(zoo: Zoo) -> None:
+    _, result = prune(zoo["residual"](), Prune(align=4, keep_ends=False))
+    assert sorted(counts(result)) == ["Conv10", "Conv17", "Conv25", "Conv3"]
+    assert reasons(result)["Conv20"] == "shares its channels across a residual addition; scope=all prunes them"
+    _, result = prune(zoo["residual"](), Prune(align=4, scope="all", keep_ends=False))
+    assert len(counts(result)) == 10
+
+
+def test_a_gate_is_no_residual_addition(zoo: Zoo) -> None:
+    _, result = prune(zoo["gated"](), Prune(align=4, keep_ends=False))
+    assert counts(result) == {"Conv0": [32, 24], "Conv3": [16, 12], "Conv5": [32, 24], "Conv8": [32, 24]}
+
+
+def test_gelu_written_with_additions_is_no_residual_addition(net: Any) -> None:
+    n = net(4, 16)
+    y = n.dense("x", 16, 32)
+    cube = n.op("Mul", n.op("Pow", y, n.constant(3.0)), n.constant(0.044715))
+    y = n.op("Mul", y, n.op("Tanh", n.op("Add", y, cube)))
+    _, result = prune(n.model(n.dense(y, 32, 4)), Prune(align=4, keep_ends=False))
+    assert counts(result) == {"Gemm0": [32, 24]}
+
+
+def test_first_and_last_layers_are_kept(zoo: Zoo) -> None:
+    _, result = prune(zoo["plain"](), Prune(align=4))
+    assert sorted(counts(result)) == ["Conv2", "Conv5"]
+    assert reasons(result)["Conv0"] == "first or last layer; keep-ends=false prunes it"
+    _, result = prune(zoo["plain"](), Prune(align=4, keep_ends=False))
+    assert sorted(counts(result)) == ["Conv0", "Conv2", "Conv5"]
+
+
+def test_a_last_layer_whose_channels_could_go_is_kept(net: Any) -> None:
+    n = net(4, 16)
+    y = n.relu(n.dense(n.relu(n.dense("x", 16, 32)), 32, 32))
+    total = n.op(
+        "GRU", n.op("Unsqueeze", y, n.ints(0)), n.normal(1, 6, 32), n.normal(1, 6, 2), hidden_size=2, outputs=2
+    )[0]
+    proto = n.model(total)
+    assert sorted(counts(prune(proto, Prune(align=4, keep_ends=False))[1])) == ["Gemm0", "Gemm2"]
+    _, result = prune(proto, Prune(align=4))
+    assert result.changed == 0
+    assert reasons(result)["Gemm2"] == "first or last layer; keep-ends=false prunes it"
+
+
+def test_reasons_of_layers_that_are_left_alone(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    mixed = n.op("Softmax", n.conv("x", 3, 16), axis=1)
+    small = n.relu(n.conv(mixed, 16, 4))
+    computed = n.op("Conv", small, n.op("Abs", n.normal(16, 4, 1, 1)))
+    _, result = prune(n.model(n.conv(computed, 16, 3)), Prune(keep_ends=False))
+    assert reasons(result) == {
+        "Conv0": "its channels stay: Softmax 'Softmax1' needs them all",
+        "Conv2": "too few channels that go together to remove any, with this ratio and align",
+        "Conv5": "it has weights that are not constant",
+        "Conv6": "its channels stay: 'conv6' is an output of the model",
+    }
+
+
+def test_layers_in_bodies_are_reported(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    x = n.relu(n.conv("x", 3, 16))
+    weight = n.normal(16, 16, 1, 1)
+    bodies = []
+    for name in ("then", "else"):
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph([helper.make_node("Conv", [x, weight], [name], name=name)], name, [], [made]))
+    y = n.op(
+        "If",
+        n.op("Greater", n.op("ReduceMax", x, keepdims=0), n.constant(0.0)),
+        then_branch=bodies[0],
+        else_branch=bodies[1],
+    )
+    _, result = prune(n.model(n.conv(n.conv(y, 16, 16), 16, 3)), Prune(align=4))
+    assert reasons(result)["then"] == "lies in the body of an If, Loop or Scan"
+    assert counts(result) == {"Conv5": [16, 12]}
+
+
+def test_a_layer_that_cannot_be_repaired_is_reported(net: Any) -> None:
+    n = net(4, 6)
+    y = n.op("Transpose", n.relu(n.dense("x", 6, 16)), perm=[1, 0])
+    _, result = prune(n.model(n.op("Gemm", y, n.normal(16, 3), transA=1)), Prune(align=4, keep_ends=False))
+    assert reasons(result)["Gemm3"] == "not repaired: it transposes its input"
+    assert result.figures["repaired"] == []
+
+
+def test_nothing_to_do(zoo: Zoo) -> None:
+    _, result = prune(zoo["plain"](), Prune(ratio=0.0))
+    assert result.changed == 0
+    assert "proof" not in result.figures
+    assert len(result.skips) == 4
+
+
+def test_channels_without_effect_go_first(net: Any) -> None:
+    n = net()
+    weight = n.rng.standard_normal((16, 3, 3, 3)) * 5
+    weight[::4] *= 0.01
+    x = n.relu(n.op("Conv", "x", n.constant(weight)))
+    readers = n.rng.standard_normal((4, 16, 1, 1)) * 0.1
+    readers[:, 1::4] = 0
+    proto = n.model(n.op("Conv", x, n.constant(readers)))
+    for criterion, gone in (("l1", 0), ("l2", 0), ("obs", 1)):
+        model, _ = prune(proto, Prune(ratio=0.25, align=4, criterion=criterion, keep_ends=False, repair=False))
+        kept = model.graph.nodes[0].inputs[1].values
+        left = [k for k in range(16) if any(np.array_equal(weight[k].astype(np.float32), w) for w in kept)]
+        assert left == [k for k in range(16) if k % 4 != gone]
+
+
+def test_repair_and_choice_by_data_bring_the_answers_back(zoo: Zoo) -> None:
+    proto = zoo["residual"]()
+    original = Model.from_proto(proto)
+    feed = next(iter(open_dataset(None, original.inputs, samples=400).subset(range(360, 400)).batches(40)))
+    (expected,) = Session(original).run(feed).values()
+
+    def loss(**options: Any) -> float:
+        model, _ = prune(proto, Prune(ratio=0.5, align=4, **options), samples=360)
+        (got,) = Session(model).run(feed).values()
+        return deviation(expected, got)
+
+    plain, repaired, chosen = loss(criterion="l1", repair=False), loss(criterion="l1"), loss()
+    assert repaired < 0.5 * plain
+    assert chosen < repaired
+
+
+def test_figures(zoo: Zoo) -> None:
+    _, result = prune(zoo["plain"](), Prune(align=4))
+    assert set(result.figures) == {"channels", "proof", "repaired"}
+    assert result.changed == 16
+    repaired = list(result.figures["repaired"])  # type: ignore[arg-type]  # a list of tables
+    assert [r["layer"] for r in repaired] == ["Conv5", "Gemm9"]
+    assert all(r["after"] <= r["before"] and r["rows"] > 0 for r in repaired)
+    _, result = prune(zoo["plain"](), Prune(align=4, repair=False))
+    assert "repaired" not in result.figures
+
+
+def test_the_same_channels_on_every_run(zoo: Zoo) -> None:
+    first, second = (prune(zoo["residual"](), Prune(scope="all"))[0].to_proto() for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_a_wrong_cut_is_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cutting._CORRECTIONS, "Relu", lambda model, node, cut: setattr(node, "op", "Abs"))
+    with pytest.raises(PassError, match=r"removing channels changes output 'gemm9' by .* report it as a bug"):
+        prune(zoo["plain"](), Prune(align=4))
+
+
+def test_half_precision(net: Any) -> None:
+    n = net()
+    proto = n.model(n.conv(n.relu(n.conv(n.relu(n.conv("x", 3, 16)), 16, 16)), 16, 4))
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+        )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    model, result = prune(proto, Prune(align=4))
+    assert counts(result) == {"Conv2": [16, 12]}
+    assert {c.dtype for c in model.constants()} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("prune:ratio=1.0", "ratio must be at least 0 and less than 1, not 1.0"),
+        ("prune:ratio=-0.1", "ratio must be at least 0"),
+        ("prune:align=-1", "align must not be negative, not -1"),
+        ("prune:samples=0", "samples must be at least 1, not 0"),
+        ("prune:scope=outer", "scope"),
+        ("prune:criterion=l3", "criterion"),
+    ],
+)
+def test_wrong_options(spec: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        parse(spec)
+
+
+def test_normalisations_are_folded_first() -> None:
+    assert [step.name for step in plan(parse("prune:ratio=0.2")).steps][-2:] == ["fold-bn", "prune"]
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif("ONNXOPT_ZOO" not in os.environ, reason="ONNXOPT_ZOO names no folder of models")
+@pytest.mark.parametrize("scope", ["inner", "all"])
+def test_published_models(scope: Any) -> None:
+    for path in sorted(Path(os.environ["ONNXOPT_ZOO"]).glob("*.onnx")):
+        _, result = prune(io.load(path).to_proto(), Prune(scope=scope, samples=8), samples=8)
+        assert result.changed or result.skips, path.name
