@@ -5,7 +5,8 @@
 Activations get scale and zero point from their range over the calibration data, weights one scale per output channel
 from their largest magnitude, biases int32 on the scale of input times weight (Jacob et al., "Quantization and training
 of neural networks for efficient integer-arithmetic-only inference", 2018). The file holds QuantizeLinear and
-DequantizeLinear at the places where the runtime makes integer kernels of them.
+DequantizeLinear at the places where the runtime makes integer kernels of them; what it executes in the end is looked
+up, and a layer that it leaves float all the same is left alone.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Quant(Pass):
             "conversions": executed.conversions,
             "tensors": len(set(placement.roots.values())),
             "per_channel": per_channel,
+            "samples": context.dataset.count,
+            "notes": list(ranges.notes),
         }
         if plain.opset != model.opset:
             figures["opset"] = [model.opset, plain.opset]
@@ -111,15 +114,17 @@ def _place(model: Model, sizes: Sizes, specs: Specs, left_out: dict[str, str], r
 
 
 class _Ranges:
-    """Ranges of tensors, and reasons why tensors have none; both by name."""
+    """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know."""
 
     def __init__(self, model: Model, context: Context, method: Method) -> None:
         self.found: dict[str, Range] = {}
         self.unfit: dict[str, str] = {}
+        self.notes: list[str] = []
         self._model, self._context, self._method = model, context, method
 
     def measure(self, tensors: Sequence[str]) -> None:
         calibration = self._context.statistics(self._model, tensors, self._method)
+        self.notes += calibration.notes
         for name in tensors:
             if why := _unfit(name, calibration):
                 self.unfit[name] = why
