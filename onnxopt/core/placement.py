@@ -112,8 +112,7 @@ def place(
         elif is_layer(node):
             skips.append(Skip(label(node), why))
         model.release()
-    chosen = _cheapest(units, scope, sizes)
-    return Placement(tuple(u for u, taken in zip(units, chosen, strict=True) if taken), tuple(skips), sizes)
+    return Placement(_around_layers(_cheapest(units, scope, sizes)), tuple(skips), sizes)
 
 
 def _clamp(node: Node, scope: Scope) -> Node | None:
@@ -133,8 +132,26 @@ def _in_bodies(model: Model) -> Iterator[Skip]:
             yield from (Skip(label(n), "it is in the body of an If, Loop or Scan") for n in graph.nodes if is_layer(n))
 
 
-def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[bool]:
-    """For each unit, whether it runs in integers when the sum of all times is least.
+def _around_layers(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """The units that hang together with a layer: what light operators gain alone is not worth the rounding."""
+    touching: dict[str, list[Unit]] = {}
+    for unit in units:
+        for tensor in (*unit.reads, *unit.writes):
+            touching.setdefault(tensor.name, []).append(unit)
+    stack = [u for u in units if u.kernel.kind is Kind.LAYER]
+    kept = set(map(id, stack))
+    while stack:
+        unit = stack.pop()
+        for tensor in (*unit.reads, *unit.writes):
+            for other in touching.pop(tensor.name, ()):
+                if id(other) not in kept:
+                    kept.add(id(other))
+                    stack.append(other)
+    return tuple(u for u in units if id(u) in kept)
+
+
+def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[Unit]:
+    """The units that run in integers when the sum of all times is least.
 
     An arc from one side of the network to the other costs its time when its start runs in integers and its end in
     floats. Each conversion hangs on a gate, so that it is paid once however many readers need it.
@@ -164,7 +181,8 @@ def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[bool]:
             arcs += [(gate, i, inf) for i in can]
             if len(can) < len({id(n) for n in tensor.outputs}) or scope.is_output(tensor):
                 arcs.append((gate, floating, inf))
-    return list(map(bool, minimum_cut(next(gates), arcs, integer, floating)[:count]))
+    side = minimum_cut(next(gates), arcs, integer, floating)
+    return [u for i, u in enumerate(units) if side[i]]
 
 
 def _time(unit: Unit, sizes: Sizes, picoseconds: int) -> float:
