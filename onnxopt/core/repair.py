@@ -49,10 +49,8 @@ class Repaired:
     rows: int
 
 
-def repair(
-    model: Model, original: Model, places: Sequence[Place], context: Context, samples: int, rows: int
-) -> list[Repaired]:
-    """Solve the places that lie behind what was cut, on at most so many samples and rows of each layer.
+def repair(model: Model, original: Model, places: Sequence[Place], context: Context, samples: int) -> list[Repaired]:
+    """Solve the places that lie behind what was cut, on at most so many samples.
 
     The model is changed, the original is not.
     """
@@ -69,7 +67,7 @@ def repair(
         if beside and now.passes(beside, [p.layer for p in todo[i:]]):
             beside = ""
         pairs = _pairs(place, beside, now, then, share)
-        limit = max(1, round(rows / (share * len(batches))))
+        limit = max(1, round(unrolled.enough_rows(place.layer) / (share * len(batches))))
         found.append(_solve(model, place, _rows(place.layer, pairs, limit, few, context.rng())))
     return found
 

@@ -44,9 +44,8 @@ def by_data(
     score: Floats,
     context: Context,
     samples: int,
-    rows: int,
 ) -> list[Labels]:
-    """For each quota the classes that go, on at most so many samples and rows of each layer.
+    """For each quota the classes that go, judged on at most so many samples.
 
     A block that no layer with constant weights reads (the inner product of attention) goes by ``score``.
     """
@@ -59,7 +58,7 @@ def by_data(
     for i, reader in enumerate(context.track(readers, "channels")):
         name = reader.layer.inputs[0].name
         share = stream.rest(name)
-        limit = max(1, round(rows / (share * len(batches))))
+        limit = max(1, round(unrolled.enough_rows(reader.layer) / (share * len(batches))))
         reader.gather((x for (x,) in stream.read([name], share)), limit, context.rng())
         for k, quota in enumerate(quotas):
             if of_quota[k] and of_quota[k][-1] == i:

@@ -21,7 +21,10 @@ from onnxopt.numerics import patches
 from onnxopt.numerics.patches import Positions
 
 LAYERS = layers.LAYERS
-WIDEST = 6_000
+WIDEST = 4_608
+_ROWS = 40_000
+# Products of rows with themselves, rows times inputs squared, that a layer may cost: some seconds of one core.
+_PRODUCTS = 10**11
 _OWN_PADS = (None, "NOTSET")
 
 
@@ -40,6 +43,13 @@ def fault(layer: Node) -> str:
     if layer.op == "ConvTranspose" and ("output_shape" in layer.attrs or layer.attrs.get("auto_pad") not in _OWN_PADS):
         return "pads automatically"
     return ""
+
+
+def enough_rows(layer: Node) -> int:
+    """On how many rows to solve for a layer: 40,000, of wide layers fewer, but three for each input."""
+    view = layout(layer)
+    width = view.shape[view.into] * view.shape[3]
+    return min(_ROWS, max(3 * width, _PRODUCTS // (view.shape[0] * width**2)))
 
 
 def read(layer: Node) -> tuple[Floats, Floats]:

@@ -38,7 +38,7 @@ def cut_and_repair(
     feed = next(iter(data.batches(8, start=samples)))
     (expected,) = Session(original).run(feed).values()
     (unrepaired,) = Session(model).run(feed).values()
-    found = repair(model, original, places, context, samples, 20_000)
+    found = repair(model, original, places, context, samples)
     model.tidy()
     (repaired,) = Session(model).run(feed).values()
     return found, deviation(expected, unrepaired), deviation(expected, repaired)
