@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx
+import numpy as np
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Pass, PassResult, Skip, option
@@ -29,7 +29,7 @@ class FreezeDefaults(Pass):
 
     def run(self, model: Model, context: Context) -> PassResult:
         graph = model.graph
-        chosen = any(isinstance(c.origin, onnx.TensorProto | onnx.SparseTensorProto) for c in graph.constants)
+        chosen = any(np.issubdtype(c.dtype, np.inexact) for c in graph.constants)
         if chosen and graph.defaults and not self.all:
             why = "it is an input that somebody chose to have a default; freeze-defaults:all fixes it"
             return PassResult(0, tuple(Skip(name, why) for name in graph.defaults))

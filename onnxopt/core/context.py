@@ -77,7 +77,7 @@ class Context:
             yield session.run(feed)
 
     def shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the main graph as one sample makes it: inferred where possible, else by a run."""
+        """The shape of every tensor of the main graph as one sample makes it: inferred if possible, else by a run."""
         feed = next(iter(self.dataset.batches(1, stop=1)))
         known = {
             name: tuple(d for d in shape if isinstance(d, int))
@@ -87,7 +87,7 @@ class Context:
         names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in known]
         if names:
             values = Session(model, outputs=names, optimize=False).run(feed)
-            known |= {name: np.shape(value) for name, value in values.items()}
+            known |= {name: value.shape for name, value in values.items() if isinstance(value, np.ndarray)}
         return known
 
     def free_axes(self, model: Model) -> dict[str, tuple[bool, ...]]:

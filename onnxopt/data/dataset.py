@@ -145,7 +145,7 @@ class Dataset:
         feeds = [part.read(own) for part, own in pieces]
         used = sum(own.size for _, own in pieces)
         if self.batching.whole:
-            return {n: v[0] for n, v in feeds[0].items()}, used
+            return {n: np.asarray(v[0]) for n, v in feeds[0].items()}, used
         once = {s.name for s in self.inputs if s.shape == ()}
         if len(feeds) == 1:
             return feeds[0], used

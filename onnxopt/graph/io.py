@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from onnxopt.errors import ExternalDataError, ModelError, OutputError
+from onnxopt.errors import ModelError, OutputError
+from onnxopt.graph import external
 from onnxopt.graph import proto as protos
 from onnxopt.graph.ir import Constant
-from onnxopt.graph.model import Model
-from onnxopt.graph.signature import Array
-from onnxopt.graph.stored import MappedFile, Stored, tensor_bytes
+from onnxopt.graph.model import EMBED_LIMIT_BYTES, Model
+from onnxopt.graph.stored import Sparse, Stored
 
 MIN_OPSET = 7
+# Keys of the remarks that a saved model carries begin so.
+REMARK = "onnxopt."
 # External tensors start on pages, as ONNX recommends, so that a reader can map them.
 _ALIGN = 4096
 _SMALL_BYTES = 1024
 _CHUNK_BYTES = 64 * 2**20
+_LARGEST_INPUT = 2**40
 
 
 def load(path: str | Path, external_root: str | Path | None = None) -> Model:
@@ -36,10 +42,14 @@ def load(path: str | Path, external_root: str | Path | None = None) -> Model:
     """
     path = Path(path)
     proto = _parse(path)
-    root = Path(external_root) if external_root is not None else path.parent
-    weights, mapped = _external(proto, path.parent, root)
-    model = Model.from_proto(proto, weights, path, mapped)
-    _check_supported(model, path)
+    root = Path(external_root) if external_root is not None else None
+    try:
+        weights, mapped = external.map_weights(proto, path.parent, root)
+        model = Model.from_proto(proto, weights, path, mapped)
+        _check_supported(model, path)
+    except (ValueError, TypeError, LookupError, OverflowError) as error:  # what a damaged message leads to
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:150]
+        raise ModelError(f"{path} is damaged ({reason}); copy or export it again") from error
     return model
 
 
@@ -64,9 +74,10 @@ def check_writable(path: Path) -> None:
 class Staging:
     """A written model that is not at its place yet: ``path`` can be run and judged, ``commit`` moves it."""
 
-    def __init__(self, folder: Path, target: Path) -> None:
+    def __init__(self, folder: Path, target: Path, left_over: Sequence[Path] = ()) -> None:
         self.path = folder / target.name
         self.target = target
+        self._left_over = left_over
 
     def annotate(self, remarks: Mapping[str, str]) -> None:
         """Write remarks into the model's metadata."""
@@ -92,30 +103,64 @@ class Staging:
         return sum(p.stat().st_size for p in self.files)
 
     def commit(self) -> None:
-        """Move the files to where they belong. The weights go first: a model never waits for its weights."""
+        """Move the files to where they belong.
+
+        The weights go first, under a name that is new there: at every moment the target is whole.
+        """
         try:
+            if self.target.exists():
+                shutil.copymode(self.target, self.path)
             for file in self.files:
                 os.replace(file, self.target.parent / file.name)
         except OSError as error:
             raise _unwritable(self.target, error) from error
+        for data in self._left_over:
+            data.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged(model: Model, path: str | Path) -> Iterator[Staging]:
-    """Write a model into a scratch folder beside its target; the folder is gone afterwards, whatever happens."""
-    target = Path(path)
+    """Write a model into a scratch folder beside its target; the folder is gone afterwards, whatever happens.
+
+    A target that is a link is followed.
+    """
+    target = Path(path).resolve()
     try:
         folder = Path(tempfile.mkdtemp(prefix=".onnxopt-", dir=target.parent or "."))
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
         try:
-            _write(model, folder / target.name)
+            _write(model, folder / target.name, _free_data_name(target))
         except OSError as error:
             raise _unwritable(target, error) from error
-        yield Staging(folder, target)
+        yield Staging(folder, target, _left_over(model, target))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_data_name(target: Path) -> str:
+    """A name for the weights beside a model that no file has yet: what is there may be read by this or other models."""
+    names = chain([f"{target.name}.data"], (f"{target.name}.{n}.data" for n in count(1)))
+    return next(name for name in names if not target.with_name(name).exists())
+
+
+def _left_over(model: Model, target: Path) -> list[Path]:
+    """The weights that the model at the target uses alone, and nobody once it is replaced.
+
+    Only files named after the target; of those that the model in memory reads, only what onnxopt wrote.
+    """
+    if not target.is_file():
+        return []
+    try:
+        replaced = _parse(target)
+    except ModelError:
+        return []
+    ours = any(p.key.startswith(REMARK) for p in replaced.metadata_props)
+    read = {file.path for file in model.mapped}
+    files = (p.resolve() for p in external.data_files(replaced, target.parent))
+    own = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
+    return [p for p in files if p.parent == target.parent and own.fullmatch(p.name) and (ours or p not in read)]
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
@@ -130,8 +175,7 @@ def sha256(path: Path) -> str:
 
 def files_of(path: Path) -> list[Path]:
     """The model file and the files of weights that it names."""
-    locations = {_entries(t).get("location", "") for t in _tensors(_parse(path).graph) if _is_external(t)}
-    return [path, *sorted(path.parent / name for name in locations)]
+    return [path, *external.data_files(_parse(path), path.parent)]
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -154,9 +198,12 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_supported(model: Model, path: Path) -> None:
     if 0 < model.opset < MIN_OPSET:
         raise ModelError(f"{path} uses opset {model.opset}; {MIN_OPSET} is the oldest supported: export it again")
+    for spec in model.inputs:
+        if math.prod(d for d in spec.shape or () if isinstance(d, int)) > _LARGEST_INPUT:
+            raise ModelError(f"the input {spec} in {path} is larger than any memory: export the model again")
     read = 0
     for constant in model.constants():
-        if np.issubdtype(constant.dtype, np.floating) and constant.nbytes and _has_nan(constant):
+        if constant.dtype.name.startswith(("float", "bfloat")) and constant.nbytes and _has_nan(constant):
             raise ModelError(f"the weights '{constant.name}' in {path} contain NaN: such a model cannot work")
         read += constant.nbytes
         if read > _CHUNK_BYTES:
@@ -168,137 +215,33 @@ def _check_supported(model: Model, path: Path) -> None:
 def _has_nan(constant: Constant) -> bool:
     # min() carries NaN through without a temporary; read through load() so that nothing stays in memory.
     values = constant._values
-    array = values.load() if isinstance(values, Stored) else np.asarray(values)
-    return bool(array.size and np.isnan(array.min()))
+    array = values.load() if isinstance(values, Stored | Sparse) else np.asarray(values)
+    if not array.size:
+        return False
+    return bool(np.isnan(array.min()) if np.issubdtype(array.dtype, np.floating) else np.isnan(array).any())
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Initializers and the values of Constant nodes, bodies included: what becomes a constant of the model."""
-    yield from graph.initializer
-    for node, attribute in _attributes(graph.node):
-        if node.op_type == "Constant" and attribute.HasField("t"):
-            yield attribute.t
-    for body in _bodies(graph.node):
-        yield from _tensors(body)
-
-
-def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """Tensors in other attributes, which stay inside the message."""
-    nodes = list(nodes)
-    for node, attribute in _attributes(nodes):
-        if node.op_type != "Constant" and attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-    for body in _bodies(nodes):
-        yield from _attribute_tensors(body.node)
-
-
-def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[onnx.NodeProto, onnx.AttributeProto]]:
-    return ((node, attribute) for node in nodes for attribute in node.attribute)
-
-
-def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for _, attribute in _attributes(nodes):
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _is_external(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == onnx.TensorProto.EXTERNAL
-
-
-def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
-    return {e.key: e.value for e in tensor.external_data}
-
-
-def _external(
-    proto: onnx.ModelProto, folder: Path, root: Path
-) -> tuple[dict[str, tuple[Stored, onnx.TensorProto]], tuple[MappedFile, ...]]:
-    """Map the files that the tensors name, and give each tensor a key instead of a place."""
-    weights: dict[str, tuple[Stored, onnx.TensorProto]] = {}
-    files: dict[Path, MappedFile] = {}
-    for tensor in filter(_is_external, _tensors(proto.graph)):
-        raw = _mapped(tensor, folder, root, files)
-        described = protos.without(tensor, "external_data", "data_location")
-        key = str(len(weights))
-        weights[key] = (Stored(described, raw), described)
-        del tensor.external_data[:]
-        tensor.external_data.add(key="location", value=key)
-    inner = [node for function in proto.functions for node in function.node]
-    inner_tensors = (t for n, a in _attributes(inner) if n.op_type == "Constant" and a.HasField("t") for t in [a.t])
-    for tensor in filter(_is_external, (*_attribute_tensors([*proto.graph.node, *inner]), *inner_tensors)):
-        tensor.raw_data = _mapped(tensor, folder, root, files).tobytes()
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-    return weights, tuple(files.values())
-
-
-def _mapped(tensor: onnx.TensorProto, folder: Path, root: Path, files: dict[Path, MappedFile]) -> Array:
-    """The bytes of one tensor, viewed in its mapped file."""
-    entries = _entries(tensor)
-    path = _confined(tensor.name, entries.get("location", ""), folder, root)
-    size = path.stat().st_size
-    if any(d < 0 for d in tensor.dims):
-        raise ExternalDataError(f"tensor '{tensor.name}' has the shape {list(tensor.dims)}; export the model again")
-    expected = tensor_bytes(tensor.data_type, tuple(tensor.dims))
-    offset, length = _number(tensor, entries, "offset", 0), _number(tensor, entries, "length", expected)
-    if length != expected or offset + length > size:
-        raise ExternalDataError(
-            f"tensor '{tensor.name}' needs {expected} bytes, but the model names {length} bytes at offset {offset} "
-            f"of {path.name}, which has {size}: the file is cut off or belongs to another model"
-        )
-    if not length:
-        return np.zeros(0, np.uint8)
-    if path not in files:
-        files[path] = MappedFile(path)
-    return files[path].bytes[offset : offset + length]
-
-
-def _number(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default: int) -> int:
-    text = entries.get(key, str(default))
-    if not text.isdecimal() or len(text) > 18:
-        raise ExternalDataError(f"tensor '{tensor.name}' names the {key} '{text[:40]}', which is no size in bytes")
-    return int(text)
-
-
-def _confined(tensor: str, location: str, folder: Path, root: Path) -> Path:
-    """The file that a tensor names, if it is a plain file inside the root. Links are followed before judging."""
-    where = f"tensor '{tensor}' keeps its data in '{location}'"
-    if not location or "\0" in location:
-        raise ExternalDataError(f"tensor '{tensor}' names no data file; export the model again")
-    path = (folder / location).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ExternalDataError(f"{where}, outside {root}: move it there, or name its folder: --allow-external-root")
-    if not path.is_file():
-        raise ExternalDataError(f"{where}, which is not there: put the file beside the model")
-    return path
-
-
-def _write(model: Model, path: Path) -> None:
-    if not model.mapped and model.constant_bytes() < 2**31 - 2**20:
+def _write(model: Model, path: Path, data_name: str) -> None:
+    if not model.mapped and model.constant_bytes() < EMBED_LIMIT_BYTES:
         path.write_bytes(model.to_proto().SerializeToString())
         return
     proto, weights = model.structure()
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(data_name)
     with data.open("wb") as file:
-        for tensor in filter(_is_external, _tensors(proto.graph)):
-            constant = weights[_entries(tensor)["location"]]
+        for tensor in list(external.constant_tensors(proto.graph)):
+            key = external.location(tensor)
+            if not key:
+                continue
+            constant = weights[key]
             if constant.nbytes < _SMALL_BYTES or constant.dtype == object:
                 tensor.CopyFrom(protos.embed(constant))
                 continue
             file.seek(-(-file.tell() // _ALIGN) * _ALIGN)
-            _point(tensor, constant, data.name, file.tell())
+            external.point(tensor, constant, data_name, file.tell())
             content = protos.raw_bytes(constant)
             for start in range(0, len(content), _CHUNK_BYTES):
                 file.write(content[start : start + _CHUNK_BYTES])
                 model.release()
+    if not data.stat().st_size:
+        data.unlink()
     path.write_bytes(proto.SerializeToString())
-
-
-def _point(tensor: onnx.TensorProto, constant: Constant, location: str, offset: int) -> None:
-    """Say in the message where the weights lie."""
-    del tensor.external_data[:]
-    protos.keep_remarks(tensor, constant)
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(constant.nbytes))):
-        tensor.external_data.add(key=key, value=value)

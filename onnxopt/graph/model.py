@@ -20,7 +20,8 @@ from onnxopt.graph.stored import MappedFile, Sparse
 
 # Constants up to this many elements stay in a skeleton: shapes, axes, sizes, which decide other tensors' shapes.
 _SKELETON_ELEMENTS = 1024
-_EMBED_LIMIT = 2**31 - 2**20
+# Protobuf's limit on a message, less room for all but the weights.
+EMBED_LIMIT_BYTES = 2**31 - 2**24
 _COLLECT_BYTES = 2**28
 
 
@@ -64,7 +65,7 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """The whole model as one message. Raises ModelError above protobuf's limit of 2 GB."""
-        if self.constant_bytes() > _EMBED_LIMIT:
+        if self.constant_bytes() > EMBED_LIMIT_BYTES:
             raise ModelError("the weights are over 2 GB: save the model with external data instead")
         return self._assemble(Exporter(protos.embed))
 

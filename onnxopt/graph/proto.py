@@ -143,7 +143,14 @@ def type_of(value: onnx.ValueInfoProto) -> tuple[np.dtype[Any] | None, list[int 
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if not tensor.HasField("shape"):
         return dtype, None
-    return dtype, [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+    return dtype, [_dim(d) for d in tensor.shape.dim]
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """A size, a name, or None; some exporters write -1 for a free dimension, which the file keeps."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def plain_value(attribute: AttributeProto) -> Any:

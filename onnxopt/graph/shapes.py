@@ -44,7 +44,7 @@ def proven(model: Model) -> dict[str, TensorSpec]:
     for graph in _graphs(skeleton.graph):
         del graph.value_info[:]
         for value in (*graph.output, *(graph.input if graph is not skeleton.graph else ())):
-            value.type.tensor_type.ClearField("shape")
+            _forget_shape(value)
     return _inferred(skeleton)
 
 
@@ -86,10 +86,16 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _fix(graph: onnx.GraphProto, feed: Feed) -> None:
     """Give the inputs the feed's sizes, and forget what the file says of the tensors that follow from them."""
     for value in graph.input:
-        if value.name in feed:
+        if value.name in feed and value.type.HasField("tensor_type"):
             del value.type.tensor_type.shape.dim[:]
             for size in feed[value.name].shape:
                 value.type.tensor_type.shape.dim.add(dim_value=size)
     for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
+        _forget_shape(value)
     del graph.value_info[:]
+
+
+def _forget_shape(value: onnx.ValueInfoProto) -> None:
+    # Touching tensor_type would make a tensor of a sequence.
+    if value.type.HasField("tensor_type"):
+        value.type.tensor_type.ClearField("shape")

@@ -164,3 +164,21 @@ def test_a_pass_that_goes_wrong_is_named(how: str, message: str, model) -> None:
 def test_an_exact_pass_that_changes_results_is_caught(model) -> None:
     with pytest.raises(PassError, match="the exact pass break:how=values changed the output 'y' by"):
         PassManager([Break(how="values")], check_each=True).run(model)
+
+
+def test_faults_of_the_original_are_noted_not_blamed_on_a_pass(model) -> None:
+    model.graph.name = ""
+    report = PassManager([First()]).run(model)
+    assert any("the original is not valid ONNX" in note for note in report.notes)
+
+
+def test_sequences_are_not_compared(model) -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (seq(float[K,4]) s, float[N,4] y) {
+            parts = Constant <value = int64[1] {1}> ()
+            s = SplitToSequence <axis = 0> (x, parts)
+            y = Relu(x)
+        }"""
+    )
+    report = PassManager([First()], check_each=True).run(Model.from_proto(proto))
+    assert report.passes[0].figures["check"] == {"y": 0.0}

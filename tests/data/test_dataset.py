@@ -605,3 +605,10 @@ def test_a_folder_of_both_kinds(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds images \(x.jpg\) and arrays \(x.npy\); keep them apart"):
         open_dataset(tmp_path, [ROW])
+
+
+def test_scalar_inputs_are_fed_as_arrays() -> None:
+    dataset = open_dataset(None, [TensorSpec("x", np.dtype(np.float32), ())])
+    (feed,) = dataset.batches(1, stop=1)
+    assert isinstance(feed["x"], np.ndarray)
+    assert feed["x"].shape == ()

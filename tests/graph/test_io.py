@@ -271,3 +271,141 @@ def test_check_writable(missing: bool, tmp_path) -> None:
     else:
         io.check_writable(tmp_path / "m.onnx")
         assert list(tmp_path.iterdir()) == []
+
+
+def spoiled(folder: Path, change) -> Path:
+    model = proto()
+    change(model)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.graph.initializer[0].dims.__setitem__(0, 10_000),
+        lambda m: setattr(m.graph.initializer[0], "data_type", 999),
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 999),
+        lambda m: m.graph.node.append(helper.make_node("Constant", [], [], value_int=1)),
+        lambda m: m.graph.node.append(helper.make_node("Constant", [], ["c"], value_int=m.graph.initializer[0])),
+    ],
+    ids=["dims", "data type", "element type", "constant without output", "wrong attribute"],
+)
+def test_damage_is_one_line(change, tmp_path) -> None:
+    with pytest.raises(ModelError, match=r"m\.onnx is damaged \(.*\); copy or export it again"):
+        load(spoiled(tmp_path, change))
+
+
+def test_sparse_weights_are_read_and_kept(tmp_path) -> None:
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.float32([5, 6]), "s"),
+        indices=numpy_helper.from_array(np.int64([1, 3])),
+        dims=[600],
+    )
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.sparse_initializer.append(sparse)
+        model.graph.node.append(helper.make_node("Add", ["x", "s"], ["z"]))
+
+    model = load(spoiled(tmp_path, change))
+    assert model.constants()[1].values.sum() == 11
+    sparse.values.CopyFrom(numpy_helper.from_array(np.float32([5, np.nan]), "s"))
+    with pytest.raises(ModelError, match="NaN"):
+        load(spoiled(tmp_path, change))
+
+
+def test_nan_in_bfloat16(tmp_path) -> None:
+    import ml_dtypes
+
+    values = np.array([1, np.nan], ml_dtypes.bfloat16)
+    with pytest.raises(ModelError, match="weights 'b' .* contain NaN"):
+        load(spoiled(tmp_path, lambda m: m.graph.initializer.append(numpy_helper.from_array(values, "b"))))
+
+
+def test_an_input_larger_than_any_memory(tmp_path) -> None:
+    shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2**62])
+    with pytest.raises(ModelError, match=r"the input x: float32\[4611686018427387904\] .* larger than any memory"):
+        load(spoiled(tmp_path, lambda m: m.graph.input[0].CopyFrom(shape)))
+
+
+def test_a_negative_dimension_is_a_free_one(tmp_path) -> None:
+    shape = helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 600])
+    path = spoiled(tmp_path, lambda m: m.graph.input[0].CopyFrom(shape))
+    model = load(path)
+    assert model.inputs[0].shape == (None, 600)
+    assert model.to_proto().graph.input[0] == shape
+
+
+def test_a_local_function_reads_nothing_from_outside(tmp_path) -> None:
+    outside = numpy_helper.from_array(np.zeros(600, np.float32), "secret")
+    outside.ClearField("raw_data")
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="../../../etc/passwd")
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["k"], value=outside)],
+        "b",
+        [],
+        [helper.make_tensor_value_info("k", TensorProto.FLOAT, [600])],
+    )
+    body = [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)]
+    function = helper.make_function("local", "F", ["c"], ["y"], body, [helper.make_opsetid("", 17)])
+    with pytest.raises(ExternalDataError, match="outside"):
+        load(spoiled(tmp_path, lambda m: m.functions.append(function)))
+
+
+@pytest.mark.parametrize("place", ["{folder}/w.bin", "sub/../w.bin"])
+def test_absolute_paths_and_steps_up_are_refused_even_inside(place: str, tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = external(tmp_path, place.format(folder=tmp_path))
+    with pytest.raises(ExternalDataError, match="--allow-external-root"):
+        load(path)
+    assert load(path, external_root=tmp_path).constants()[0].values.shape == (600,)
+
+
+def test_weights_that_another_model_reads_are_not_overwritten(tmp_path) -> None:
+    """A model saved under a name whose weights file is there already, as its own source of weights."""
+    path = external(tmp_path, "out.onnx.data")
+    (tmp_path / "w.bin").rename(tmp_path / "out.onnx.data")
+    before = (tmp_path / "out.onnx.data").read_bytes()
+    save(load(path), tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").read_bytes() == before
+    assert io.files_of(tmp_path / "out.onnx")[1].name == "out.onnx.1.data"
+
+
+def test_a_replaced_model_leaves_no_weights_behind(tmp_path) -> None:
+    path = external(tmp_path)
+    for _ in range(3):
+        save(load(path), tmp_path / "out.onnx")
+        names = sorted(p.name for p in tmp_path.iterdir())
+        assert len(names) == 4
+        assert load(tmp_path / "out.onnx").constants()[0].values[-1] == 599
+
+
+def test_saving_in_place_again_and_again(tmp_path) -> None:
+    path = external(tmp_path)
+    for _ in range(3):
+        with io.staged(load(path), path) as staging:
+            staging.annotate({"onnxopt.version": "0"})
+            staging.commit()
+    assert load(path).constants()[0].values[-1] == 599
+    assert len(list(tmp_path.glob("m.onnx*"))) == 2
+    assert (tmp_path / "w.bin").exists()
+
+
+def test_links_and_modes_are_kept(tmp_path) -> None:
+    onnx.save(proto(), tmp_path / "real.onnx")
+    (tmp_path / "real.onnx").chmod(0o600)
+    (tmp_path / "link.onnx").symlink_to("real.onnx")
+    model = load(tmp_path / "link.onnx")
+    model.header.producer_name = "new"
+    save(model, tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert load(tmp_path / "real.onnx").header.producer_name == "new"
+    assert stat.S_IMODE((tmp_path / "real.onnx").stat().st_mode) == 0o600
+
+
+def test_no_empty_weights_file(tmp_path) -> None:
+    model = proto(np.zeros(4, np.float32))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    save(load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "out.onnx", "w"]
