@@ -318,7 +318,7 @@ def test_nan_in_bfloat16(tmp_path) -> None:
     import ml_dtypes
 
     values = np.array([1, np.nan], ml_dtypes.bfloat16)
-    with pytest.raises(ModelError, match="weights 'b' .* contain NaN"):
+    with pytest.raises(ModelError, match=r"weights 'b' .* contain NaN"):
         load(spoiled(tmp_path, lambda m: m.graph.initializer.append(numpy_helper.from_array(values, "b"))))
 
 

@@ -122,7 +122,7 @@ def test_an_upgrade_that_fails_leaves_the_model_alone() -> None:
     model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }", opset=9)
     model.graph.nodes[0].op = "NoSuchOperator"
     before = model.to_proto()
-    with pytest.raises(ModelError, match="cannot convert the model from opset 9 to 13: .*NoSuchOperator"):
+    with pytest.raises(ModelError, match=r"cannot convert the model from opset 9 to 13: .*NoSuchOperator"):
         model.upgrade(13)
     assert model.to_proto() == before
 
