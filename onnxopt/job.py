@@ -15,12 +15,13 @@ from onnxopt.core.context import Context
 from onnxopt.core.manager import PassManager
 from onnxopt.core.pass_ import Pass
 from onnxopt.data.dataset import Dataset, open_dataset
-from onnxopt.errors import ExecutionError, ModelError, OutputError
+from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import io
 from onnxopt.graph.cost import cost
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import describe
 from onnxopt.graph.vocabulary import index_bounds
+from onnxopt.places import check_places
 from onnxopt.progress import Track, silent
 from onnxopt.report.report import FileInfo, Report, Verdict
 from onnxopt.runtime.machine import machine, versions
@@ -45,6 +46,11 @@ class DataOptions:
     seed: int = 0
     held_out: float = 0.25
     dims: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What is read, as it is named: paths, and names that are none."""
+        return self.data, self.test_data, self.preprocess
 
     def open(self, model: Model) -> tuple[Dataset, Dataset]:
         """(calibration, test)"""
@@ -102,7 +108,7 @@ def optimize(
     manager = PassManager(
         passes, keep_order=options.keep_order, stop_after=options.stop_after, check_each=options.check_each
     )
-    _check_place(source, output, options.in_place)
+    check_places([source], data.files, output=output, in_place=options.in_place)
     model = io.load(source, options.external_root)
     original = model.clone()
     calibration, test = data.open(model)
@@ -195,18 +201,11 @@ def _judged(
 
 
 def default_output(source: str | Path) -> Path:
-    """``model.onnx`` -> ``model.opt.onnx`` beside it."""
+    """``model.onnx`` -> ``model.opt.onnx`` beside it. Raises ModelError for a path that names no file."""
     source = Path(source)
+    if not source.name:
+        raise ModelError(f"'{source}' is no model: name an .onnx file")
     return source.with_name(f"{source.stem}.opt.onnx")
-
-
-def _check_place(source: Path, output: Path, in_place: bool) -> None:
-    """Fail before the work is done, not after it."""
-    if output.exists() and source.exists() and output.samefile(source) and not in_place:
-        raise OutputError(f"{output} is the input: name another file with -o, or say --in-place")
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder: name a file in it with -o")
-    io.check_writable(output)
 
 
 def _file_info(model: Model, path: Path, size_bytes: int, dataset: Dataset) -> FileInfo:

@@ -30,4 +30,7 @@ def parse_size(text: str) -> int:
     if match is None or (match[3] and not match[2]):
         raise SpecError(f"'{text}' is no size; write for example 1.5MB, 800kB or a number of bytes")
     unit: int = (1024 if match[3] else 1000) ** _POWERS[match[2].lower()]
-    return round(float(match[1]) * unit)
+    size = float(match[1]) * unit
+    if size >= 2**63:
+        raise SpecError(f"'{text[:40]}' is more than any file holds; write for example 1.5MB")
+    return round(size)

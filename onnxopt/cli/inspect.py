@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from onnxopt.cli.options import FILE, data_options
+from onnxopt.cli.options import FILE, data_options, output_options
 from onnxopt.cli.output import Output
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @data_options
-@click.option("--report", type=FILE, metavar="FILE.json", help="Write the findings as JSON.")
-@click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason.")
-@click.option("--allow-external-root", type=FILE, metavar="DIR", help="Where external data may lie as well.")
+@output_options
 def inspect(
     model: Path,
     data: str | None,
@@ -24,7 +22,9 @@ def inspect(
     seed: int,
     dims: tuple[tuple[str, int], ...],
     report: Path | None,
+    quiet: bool,
     verbose: bool,
+    log_file: Path | None,
     allow_external_root: Path | None,
 ) -> None:
     """Show what MODEL is made of, and what each pass could do to it, or why not.
@@ -36,12 +36,14 @@ def inspect(
     from onnxopt.check.inspect import inspect as look
     from onnxopt.graph.io import load
     from onnxopt.job import DataOptions
+    from onnxopt.places import check_places
     from onnxopt.report.json import write_inspection
     from onnxopt.report.text import render_inspection
 
-    with Output(verbose=verbose) as out:
+    source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
+    check_places([model], source.files, report=report, log_file=log_file)
+    with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         loaded = load(model, allow_external_root)
-        source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
         found = look(loaded, source.open_one(data, loaded), track=out.track)
         if report is not None:
             write_inspection(found, report)

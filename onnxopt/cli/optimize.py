@@ -22,7 +22,7 @@ from onnxopt.cli.output import Output
 @click.option("--force", is_flag=True, help="Save even if a gate fails.")
 @click.option("--no-validate", is_flag=True, help="Do not compare with the original; the report says so.")
 @click.option("--keep-order", is_flag=True, help="Run the passes in the order given.")
-@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N steps.")
+@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N steps, those that were added among them.")
 @click.option("--check-each", is_flag=True, help="Compare the model before and after each pass.")
 @click.option("--cache", type=FILE, metavar="DIR", help="Keep calibration there; an interrupted run continues.")
 @run_options
@@ -68,6 +68,7 @@ def optimize(
     from onnxopt.core.spec import parse, read_recipe
     from onnxopt.job import DataOptions, RunOptions, default_output
     from onnxopt.job import optimize as run
+    from onnxopt.places import check_places
     from onnxopt.report.json import write_json
     from onnxopt.report.text import render
 
@@ -75,14 +76,14 @@ def optimize(
         raise click.UsageError("name the passes with --passes or --recipe (onnxopt passes lists them)")
     passes = parse(spec) if spec is not None else read_recipe(recipe or "")
     target = output or (model if in_place else default_output(model))
+    source = DataOptions(data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
+    check_places([model], [*source.files, recipe], output=target, in_place=in_place, report=report, log_file=log_file)
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         result = run(
             model,
             target,
             passes,
-            data=DataOptions(
-                data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed, dims=dims
-            ),
+            data=source,
             gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,22 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Limit(click.ParamType[float]):
+    """A number; infinity too, but not NaN, to which nothing holds."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            self.fail(f"'{value}' is no number", param, ctx)
+        return number
+
+
 class Dimension(click.ParamType[tuple[str, int]]):
     """``length=128``: the size of a free dimension."""
 
@@ -52,8 +69,8 @@ class Dimension(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         name, _, size = value.rpartition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            self.fail(f"'{value}' is no dimension; write for example length=128", param, ctx)
+        if not name or not size.isdecimal() or len(size) > 18 or int(size) < 1:
+            self.fail(f"'{value[:80]}' is no dimension; write for example length=128", param, ctx)
         return name, int(size)
 
 
@@ -63,7 +80,13 @@ def data_options(command: F) -> F:
         click.option(
             "--dim", "dims", type=Dimension(), multiple=True, metavar="NAME=SIZE", help="Size of a free dimension."
         ),
-        click.option("--seed", default=0, show_default=True, help="Seed of all chance: sampling, synthetic data."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Seed of all chance: sampling, synthetic data.",
+        ),
         click.option("--samples", type=click.IntRange(1), help="Use at most so many samples, spread over the data."),
         click.option("--preprocess", metavar="PRESET|FILE.toml", help="How images become feeds: imagenet, unit, ..."),
         click.option(
@@ -80,8 +103,8 @@ def gate_options(command: F) -> F:
     """The gates that a result must pass."""
     for option in (
         click.option("--max-size", type=Size(), help="Largest file, such as 1.5MB."),
-        click.option("--min-speedup", type=float, help="Least speed over the original, such as 1.5."),
-        click.option("--min-sqnr", type=float, metavar="DB", help="Least signal to noise of the outputs, in dB."),
+        click.option("--min-speedup", type=Limit(), help="Least speed over the original, such as 1.5."),
+        click.option("--min-sqnr", type=Limit(), metavar="DB", help="Least signal to noise of the outputs, in dB."),
         click.option("--min-agreement", type=Share(), help="Least share of equal top-1 answers, such as 97%."),
         click.option("--max-drop", type=Share(), help="Most accuracy that may be lost, such as 1% (needs labels)."),
     ):
@@ -89,16 +112,27 @@ def gate_options(command: F) -> F:
     return command
 
 
-def run_options(command: F) -> F:
-    """--threads, --batch, --report, --quiet, --verbose, --log-file, --allow-external-root"""
+def output_options(command: F) -> F:
+    """--report, --quiet, --verbose, --log-file, --allow-external-root"""
     for option in (
         click.option("--allow-external-root", type=FILE, metavar="DIR", help="Where external data may lie as well."),
         click.option("--log-file", type=FILE, help="Write progress and result there too."),
         click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason."),
         click.option("--quiet", "-q", is_flag=True, help="No output but errors; the exit code tells."),
         click.option("--report", type=FILE, metavar="FILE.json", help="Write the report as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: F) -> F:
+    """--threads, --batch, and those of the output"""
+    for option in (
+        output_options,
         click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size that is timed."),
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per session."),
+        click.option(
+            "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads per session."
+        ),
     ):
         command = option(command)
     return command

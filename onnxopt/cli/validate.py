@@ -44,14 +44,17 @@ def validate(
     """
     from onnxopt.check.gates import Gates
     from onnxopt.job import DataOptions, RunOptions, judge
+    from onnxopt.places import check_places
     from onnxopt.report.json import write_json
     from onnxopt.report.text import render
 
+    source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
+    check_places([reference, candidate], source.files, report=report, log_file=log_file)
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         result = judge(
             reference,
             candidate,
-            data=DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims),
+            data=source,
             gates=Gates(
                 max_drop=max_drop,
                 min_agreement=min_agreement,

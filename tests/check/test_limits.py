@@ -46,3 +46,9 @@ def test_sizes(text: str, value: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(SpecError, match="is no size; write for example"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1e", "99999999TB"])
+def test_sizes_that_no_file_has(text: str) -> None:
+    with pytest.raises(SpecError, match=r"is more than any file holds|is no size"):
+        parse_size(text)

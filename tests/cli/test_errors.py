@@ -134,6 +134,12 @@ def test_a_data_file_that_is_not_there(net: Path, run) -> None:
         (["--passes", "clean", "--min-agreement", "97"], "97"),
         (["--passes", "clean", "--max-size", "big"], "'big' is no size"),
         (["--passes", "clean", "--stop-after", "0"], "--stop-after"),
+        (["--passes", "clean", "--seed", "-1"], "--seed"),
+        (["--passes", "clean", "--threads", "100000"], "--threads"),
+        (["--passes", "clean", "--min-speedup", "nan"], "'nan' is no number"),
+        (["--passes", "clean", "--min-sqnr", "nan"], "'nan' is no number"),
+        (["--passes", "clean", "--max-size", "9" * 400], "is more than any file"),
+        (["--passes", "clean", "--dim", "n=" + "9" * 5000], "is no dimension"),
         (["--passes", "clean", "--preprocess", "imagnet"], "imagenet"),
     ],
 )
@@ -207,10 +213,43 @@ def test_a_full_disk(net: Path) -> None:
     assert list((net.parent / "out").iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written(net: Path, run) -> None:
-    done = run("optimize", net, *CLEAN, "--no-validate", "--report", net.parent / "no" / "r.json")
+@pytest.mark.parametrize("command", ["optimize", "validate", "inspect"])
+@pytest.mark.parametrize("option", ["--report", "--log-file"])
+def test_inputs_are_not_written_over(command: str, option: str, net: Path, run) -> None:
+    files = {"optimize": [net, *CLEAN], "validate": [net, net], "inspect": [net]}[command]
+    before = net.read_bytes()
+    done = run(command, *files, option, net)
+    assert (done.code, done.out) == (2, "")
+    assert f"{option} names {net}, which is read" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert net.read_bytes() == before
+    assert [p.name for p in net.parent.iterdir()] == ["net.onnx"]
+
+
+def test_a_recipe_is_not_written_over(net: Path, run) -> None:
+    recipe = net.parent / "r.toml"
+    recipe.write_text('passes = ["clean"]\n')
+    assert run("optimize", net, "--recipe", recipe, "--report", recipe).code == 2
+    assert recipe.read_text() == 'passes = ["clean"]\n'
+
+
+@pytest.mark.parametrize("command", ["optimize", "validate", "inspect"])
+@pytest.mark.parametrize(("place", "message"), [("no/r.json", "cannot write"), ("", "is a folder: name a file with")])
+def test_a_report_that_cannot_be_written(command: str, place: str, message: str, net: Path, run) -> None:
+    """It is noticed before the work is done, and before anything is saved."""
+    files = {"optimize": [net, *CLEAN], "validate": [net, net], "inspect": [net]}[command]
+    done = run(command, *files, "--report", net.parent / place)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert [p.name for p in net.parent.iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_model_without_a_name(name: str, run) -> None:
+    done = run("optimize", name, *CLEAN)
     assert done.code == 2
-    assert "cannot write" in done.err
+    assert "is no model: name an .onnx file" in done.err
 
 
 def test_a_log_file_that_cannot_be_written(net: Path, run) -> None:
