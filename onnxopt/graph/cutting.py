@@ -127,11 +127,11 @@ def _slice(model: Model, node: Node, cut: Cut) -> None:
         if part is None or before.all():
             continue
         changed = True
-        picked = np.arange(len(before))[part]
         if part.step == 1:
-            start = int(before[: picked[0]].sum())
-            bounds[0][at], bounds[1][at] = start, start + int(before[picked].sum())
+            start, end, _ = part.indices(len(before))
+            bounds[0][at], bounds[1][at] = int(before[:start].sum()), int(before[: max(start, end)].sum())
         else:
+            picked = np.arange(len(before))[part]
             _gather_before(model, node, axis, _new_places(before)[picked[before[picked]]])
             bounds[0][at], bounds[1][at] = 0, _ALL
             steps = [1 if k == axis or s is None else s.step for k, s in taken.items()]
