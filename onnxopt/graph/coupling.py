@@ -107,18 +107,12 @@ class Coupling:
         outputs = [self._operand(node, slot, t) for slot, t in enumerate(node.outputs)]
         known = [o for o in (*inputs, *outputs) if o is not None]
         whole = len(known) == sum(not t.is_empty() for t in (*node.inputs, *node.outputs))
-        rule = _RULES.get(node.op) if node.is_standard else None
         made = [o for o in outputs if o is not None]
         site = Site(node, inputs, made, self._opset, self._axis_of, self._numbers, self._said)
-        if rule is not None and whole:
-            rule(site)
-            why = f"{node.op} '{site.name}' needs them all"
-        else:
-            op = node.op if node.is_standard else f"{node.domain}.{node.op}"
-            why = f"{op} '{site.name}' has {'no rule' if whole else 'a tensor of unknown shape'}"
+        why = _applied(site, known) if whole else "has a tensor of unknown shape"
         for operand in known:
             for k in set(range(operand.rank)) - operand.spoken:
-                self._said.freeze(operand[k], why)
+                self._said.freeze(operand[k], f"{_op(node)} '{site.name}' {why}")
         if node.op != "Shape" and not any(id(t) in self._traced for t in node.outputs):
             taken = coupling_moves.TAKES_SIZES.get(node.op, ())
             for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
@@ -176,6 +170,24 @@ class Coupling:
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...] | None:
         return tuple(tensor.shape) if is_constant(tensor) else self._shapes.get(tensor.name)
+
+
+def _applied(site: Site, operands: Iterable[Operand]) -> str:
+    """Apply the node's rule. Returns why the axes stay that it did not speak for."""
+    rule = _RULES.get(site.node.op) if site.node.is_standard else None
+    if rule is None:
+        return "has no rule"
+    try:
+        rule(site)
+    except (IndexError, TypeError, ValueError):  # what it had stated by then ties too much at worst
+        for operand in operands:
+            operand.spoken.clear()
+        return "has a form that its rule does not know"
+    return "needs them all"
+
+
+def _op(node: Node) -> str:
+    return str(node.op if node.is_standard else f"{node.domain}.{node.op}")
 
 
 def _key(node: Node, slot: int, tensor: Tensor) -> _Key:

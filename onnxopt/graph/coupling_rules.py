@@ -191,8 +191,8 @@ def reduction(site: Site) -> None:
         given: list[int] | None = [int(site.attr("axis", 0))]
     else:
         given = parameters.read(site.node, 1, "axes")
-        if given is None and site.input(1) is None and not site.attr("noop_with_empty_axes", 0):
-            given = list(range(x.rank))
+        if given == [] or not parameters.is_given(site.node, 1, "axes"):
+            given = [] if site.attr("noop_with_empty_axes", 0) else list(range(x.rank))
     if given is None:
         return
     gone = {range(x.rank)[k] for k in given}

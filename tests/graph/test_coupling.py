@@ -128,6 +128,8 @@ SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
     ),
     "ReduceSum of channels": (one("ReduceSum", np.array([1])), 1, 0),
     "ReduceMean of all": (one("ReduceMean"), 1, 0),
+    "ReduceSum of nothing": (one("ReduceSum", np.zeros(0, int), noop_with_empty_axes=1), 12, 12),
+    "ReduceSum of all": (one("ReduceSum", np.zeros(0, int)), 1, 0),
     "Concat of channels": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 6), axis=1), 18, 18),
     "Concat of rows": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 12), axis=2), 12, 12),
     "Concat with the input": (lambda n, x: n.op("Concat", x, "x", axis=1), 15, 12),
@@ -374,6 +376,19 @@ def test_a_tensor_without_a_shape_freezes_the_nodes_around_it(net: Any) -> None:
     coupling = Coupling(model, {"x": (4, 3, 8, 8), "conv0": (4, 12, 8, 8), "conv2": (4, 3, 8, 8)}, {})
     assert coupling.count == 0
     assert coupling.why_frozen(model.graph.nodes[0], 1) == "Relu 'Relu1' has a tensor of unknown shape"
+
+
+def test_a_form_that_a_rule_does_not_know_is_frozen(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    model = Model.from_proto(n.model(n.conv(n.op("Transpose", n.conv("x", 3, 12), perm=[0, 1, 3, 2]), 12, 3)))
+    model.graph.nodes[1].attrs["perm"] = [0, 1, 3, 7]
+    coupling = Coupling(
+        model, {t: (4, 12, 8, 8) for t in ("conv0", "transpose1")} | {"conv2": (4, 3, 8, 8)} | {"x": (4, 3, 8, 8)}, {}
+    )
+    assert coupling.count == 0
+    assert (
+        coupling.why_frozen(model.graph.nodes[0], 1) == "Transpose 'Transpose1' has a form that its rule does not know"
+    )
 
 
 def test_what_the_body_of_an_if_reads_is_frozen(net: Any) -> None:
