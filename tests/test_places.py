@@ -31,7 +31,7 @@ def test_what_is_read_is_not_written(option: str, name: str, model: Path) -> Non
     folder = model.parent
     (folder / "other").mkdir()
     (folder / "link.onnx").symlink_to(model)
-    with pytest.raises(OutputError, match="is the input: name another|read or written for something else: name"):
+    with pytest.raises(OutputError, match=r"is the input: name another|read or written for something else: name"):
         check_places([model], [folder / "c.npz", folder / "photos", "module:name"], **{option: folder / name})
 
 

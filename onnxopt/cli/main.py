@@ -1,12 +1,14 @@
 """The group of commands, and how any of them ends.
 
 Exit codes: 0 good, 1 a gate failed or a pass broke the model (nothing saved), 2 wrong usage or bad input,
-3 a bug in onnxopt itself (``python -X dev -m onnxopt`` shows where), 130 interrupted.
+3 a bug in onnxopt itself (``python -X dev -m onnxopt`` shows where), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -37,6 +39,7 @@ for command in (optimize, validate, inspect, passes):
 
 def main() -> None:
     """Run the command line and leave with its exit code; a user's mistake is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = commands.main(standalone_mode=False)
     except OnnxOptError as error:
@@ -48,12 +51,20 @@ def main() -> None:
         _complain("interrupted: nothing was written", 130)
     except MemoryError:
         _complain("out of memory: use fewer --samples, or a machine with more", 2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(f"{place}{error.strerror or error}; free some space there, or see who may use it", 2)
     except Exception as error:
         if sys.flags.dev_mode:
             raise
         _complain(f"a bug in onnxopt ({type(error).__name__}: {error}); please report it with the command", 3)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    """End as an error does, so that what is half done is cleared away."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _complain(message: str, code: int) -> None:

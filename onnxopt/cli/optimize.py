@@ -22,7 +22,7 @@ from onnxopt.cli.output import Output
 @click.option("--force", is_flag=True, help="Save even if a gate fails.")
 @click.option("--no-validate", is_flag=True, help="Do not compare with the original; the report says so.")
 @click.option("--keep-order", is_flag=True, help="Run the passes in the order given.")
-@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N steps, those that were added among them.")
+@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N steps; added ones count.")
 @click.option("--check-each", is_flag=True, help="Compare the model before and after each pass.")
 @click.option("--cache", type=FILE, metavar="DIR", help="Keep calibration there; an interrupted run continues.")
 @run_options

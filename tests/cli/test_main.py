@@ -1,5 +1,7 @@
 """How the command line ends when something is wrong that is not the user's doing."""
 
+import errno
+
 import pytest
 
 from onnxopt.cli import optimize as module
@@ -10,6 +12,12 @@ from onnxopt.cli import optimize as module
     [
         (KeyboardInterrupt(), 130, "error: interrupted: nothing was written"),
         (MemoryError(), 2, "error: out of memory: use fewer --samples, or a machine with more"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+            2,
+            "error: /tmp/x: No space left on device; free some space there, or see who may use it",
+        ),
+        (OSError("odd"), 2, "error: odd; free some space there, or see who may use it"),
         (
             ZeroDivisionError("a\nb"),
             3,
