@@ -148,8 +148,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, bool) and hint is not str:
         raise SpecError(f"{where} is a {_type_name(hint)}, not true or false")
     try:
+        if hint is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
         return hint(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SpecError(f"{where} is '{value}', which is no {_type_name(hint)}") from None
 
 

@@ -83,6 +83,8 @@ def test_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('passes = ["sample-pass:ratio=0.1", {name = "sample-pass", count = 2, fast-way = true}]')
     assert spec.read_recipe(path) == [Sample(ratio=0.1), Sample(count=2, fast_way=True)]
+    path.write_text('passes = [{name = "sample-pass", count = 4.0}]')
+    assert spec.read_recipe(path) == [Sample(count=4)]
     path.write_text('[[passes]]\nname = "sample-pass"\nratio = 1\n')
     assert spec.read_recipe(path) == [Sample(ratio=1.0)]
 
@@ -95,6 +97,9 @@ def test_recipes(tmp_path: Path) -> None:
         ("passes = []", "lists no passes"),
         ("passes = 3", "lists no passes"),
         ("passes = [3]", "a pass without a name: 3"),
+        ('passes = [{name = "sample-pass", count = inf}]', "count is 'inf', which is no integer"),
+        ('passes = [{name = "sample-pass", count = 1e400}]', "count is 'inf', which is no integer"),
+        ('passes = [{name = "sample-pass", count = 4.7}]', r"count is '4\.7', which is no integer"),
         ('passes = [{name = "sample-pass", ratio = true}]', "ratio is a number, not true or false"),
     ],
 )
