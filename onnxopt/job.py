@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxopt import __version__
+from onnxopt.check.common import common_inputs
 from onnxopt.check.gates import Gates, evaluate
 from onnxopt.check.validate import validate as compare
 from onnxopt.core import spec
@@ -19,7 +20,7 @@ from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import io
 from onnxopt.graph.cost import cost
 from onnxopt.graph.model import Model
-from onnxopt.graph.signature import describe
+from onnxopt.graph.signature import TensorSpec, describe
 from onnxopt.graph.vocabulary import index_bounds
 from onnxopt.places import check_places
 from onnxopt.progress import Track, silent
@@ -59,11 +60,13 @@ class DataOptions:
             return calibration, self.open_one(self.test_data, model)
         return calibration.split(self.held_out)
 
-    def open_one(self, source: str | Path | None, model: Model) -> Dataset:
-        """The samples of one source, as the model takes them."""
+    def open_one(
+        self, source: str | Path | None, model: Model, inputs: tuple[TensorSpec, ...] | None = None
+    ) -> Dataset:
+        """The samples of one source, as the model takes them, or as ``inputs`` narrows that."""
         return open_dataset(
             source,
-            model.inputs,
+            model.inputs if inputs is None else inputs,
             preprocess=self.preprocess,
             samples=self.samples,
             seed=self.seed,
@@ -159,19 +162,35 @@ def judge(
     options: RunOptions = RunOptions(),  # frozen
     track: Track = silent,
 ) -> Report:
-    """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``."""
+    """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``.
+
+    Raises ModelError when they do not take the same inputs or the candidate lacks an output, OnnxOptError for whatever
+    else is wrong with the arguments or the files.
+    """
     files = Path(reference), Path(candidate)
     original, other = (io.load(f, options.external_root) for f in files)
-    if (original.inputs, len(original.outputs)) != (other.inputs, len(other.outputs)):
+    inputs = common_inputs(original.inputs, other.inputs)
+    if inputs is None:
         raise ModelError(
             f"{candidate} takes {describe(other.inputs)}, but {reference} takes {describe(original.inputs)}"
         )
-    test = data.open_one(data.data, original)
+    if not {o.name for o in original.outputs} <= {o.name for o in other.outputs}:
+        raise ModelError(
+            f"{candidate} gives {describe(other.outputs)}, but {reference} gives {describe(original.outputs)}"
+        )
+    test = data.open_one(data.data, original, inputs)
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
     report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1])
     return _judged(
-        report, _runnable(original, files[0], options), files[1], test, (sizes[0], sizes[1]), gates, options, track
+        report,
+        _runnable(original, files[0], options),
+        _runnable(other, files[1], options),
+        test,
+        (sizes[0], sizes[1]),
+        gates,
+        options,
+        track,
     )
 
 
@@ -183,7 +202,7 @@ def _runnable(model: Model, path: Path, options: RunOptions) -> Model | Path:
 def _judged(
     report: Report,
     reference: Model | Path,
-    candidate: Path,
+    candidate: Model | Path,
     test: Dataset,
     sizes: tuple[int, int],
     gates: Gates,
