@@ -44,15 +44,16 @@ def validate(
     ModelError when their outputs have other names, DataError when a sample cannot be read.
     """
     with _as_file(reference) as reference_path, _as_file(candidate) as candidate_path:
-        original, other = (Session(path, threads=threads) for path in (reference_path, candidate_path))
+        paths = (reference_path, candidate_path)
+        original, other = (Session(path, threads=threads) for path in track(paths, "load both models"))
         if missing := sorted(set(original.outputs) - set(other.outputs)):
             raise ModelError(f"the candidate has no output '{missing[0]}': it cannot be compared with this reference")
         quality = _quality(original, other, dataset, track)
         feed = next(iter(dataset.batches(batch, stop=batch)))
         size = 1 if dataset.batching.whole else _leading(feed)
-        timing = interleave(original, other, feed)
+        (timing,) = (interleave(original, other, f) for f in track([feed], "time both models"))
         del original, other
-        memory, trouble = _memory((reference_path, candidate_path), feed, threads)
+        memory, trouble = _memory(paths, feed, threads, track)
     notes = [*quality.notes, *trouble]
     if size != batch:
         notes.append(f"timed at batch {size}, not {batch}: the graph or the data has it so")
@@ -91,11 +92,13 @@ def _quality(original: Session, other: Session, dataset: Dataset, track: Track) 
     return comparison.result(dataset.count)
 
 
-def _memory(paths: tuple[Path, Path], feed: Feed, threads: int) -> tuple[tuple[int | None, int | None], list[str]]:
+def _memory(
+    paths: tuple[Path, Path], feed: Feed, threads: int, track: Track
+) -> tuple[tuple[int | None, int | None], list[str]]:
     """What each model adds to a process at most. Not known is not fatal: both ran here."""
     try:
-        runs = [run_in_child(path, feed, threads=threads) for path in paths]
-    except ExecutionError as error:
+        runs = [run_in_child(path, feed, threads=threads) for path in track(paths, "measure memory")]
+    except (ExecutionError, OSError) as error:
         return (None, None), [f"peak memory not measured: {error}"]
     return (runs[0].memory_bytes, runs[1].memory_bytes), []
 

@@ -14,9 +14,11 @@ from onnxopt.errors import OutputError
 
 T = TypeVar("T")
 
-# A bar only for what takes longer than this; a plain line at most this often.
+# A plain line only for what takes longer than this, and at most this often.
 _PATIENCE_S = 1.0
 _LINE_EVERY_S = 5.0
+# Bars are drawn while models are timed: seldom, so as not to disturb. What is over before is not seen.
+_REFRESH_HZ = 2
 _WIDTH = 120
 
 
@@ -45,7 +47,7 @@ class Output:
     def __enter__(self) -> Output:
         if not self.quiet and self._err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._progress = Progress(*columns, console=self._err, transient=True)
+            self._progress = Progress(*columns, console=self._err, transient=True, refresh_per_second=_REFRESH_HZ)
             self._progress.start()
         return self
 
@@ -67,15 +69,13 @@ class Output:
         if total is None and isinstance(items, Sized):
             total = len(items)
         started = said = time.monotonic()
-        task = None
+        task = self._progress.add_task(description, total=total) if self._progress is not None else None
         done = 0
         try:
             for item in items:
                 yield item
                 done += 1
                 now = time.monotonic()
-                if self._progress is not None and task is None and now - started > _PATIENCE_S:
-                    task = self._progress.add_task(description, total=total)
                 if self._progress is not None and task is not None:
                     self._progress.update(task, completed=done)
                 if now - said > (_LINE_EVERY_S if said > started else _PATIENCE_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxopt.check.validate import validate
+from onnxopt.check.validate import _memory, validate
 from onnxopt.data.dataset import Dataset, open_dataset
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Feed
+from onnxopt.progress import silent
 from onnxopt.runtime import timing
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]> '
@@ -69,7 +71,7 @@ def test_files_and_models_are_the_same(tmp_path: Path) -> None:
     assert (found.sqnr_db, found.agreement, found.accuracy) == (math.inf, 1, None)
 
 
-def test_progress_counts_batches(tmp_path: Path) -> None:
+def test_progress_of_every_stage(tmp_path: Path) -> None:
     seen: list[tuple[str, int | None, int]] = []
 
     def track(items: object, description: str, total: int | None = None) -> object:
@@ -78,7 +80,12 @@ def test_progress_counts_batches(tmp_path: Path) -> None:
         yield from batches
 
     validate(ORIGINAL, WORSE, dataset(tmp_path), track=track)  # type: ignore[arg-type]
-    assert seen == [("validate", 2, 2)]
+    assert seen == [
+        ("load both models", None, 2),
+        ("validate", 2, 2),
+        ("time both models", None, 1),
+        ("measure memory", None, 2),
+    ]
 
 
 def test_the_batch_that_is_timed(tmp_path: Path) -> None:
@@ -115,3 +122,14 @@ def test_memory_that_cannot_be_measured_is_a_note(tmp_path: Path, monkeypatch: p
     assert found.notes == (
         "peak memory not measured: cannot start a process to run the model in: No such file or directory",
     )
+
+
+def test_a_full_disk_leaves_memory_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "feeds.npz")
+
+    monkeypatch.setattr("onnxopt.runtime.local.np.savez", full)
+    feed = {"x": np.zeros((1, 8), np.float32)}
+    paths = (tmp_path / "a.onnx", tmp_path / "b.onnx")
+    said = "peak memory not measured: [Errno 28] No space left on device: 'feeds.npz'"
+    assert _memory(paths, feed, 1, silent) == ((None, None), [said])
