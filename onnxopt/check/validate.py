@@ -116,6 +116,10 @@ def _leading(feed: Feed) -> int:
 def _as_file(model: Model | str | Path) -> Iterator[Path]:
     """A file of the model: its own, or one made for the time being."""
     if not isinstance(model, Model):
+        try:
+            str(model).encode()
+        except UnicodeEncodeError:
+            raise ModelError(f"the name {str(model)!a} is not UTF-8: ONNX Runtime cannot open it; rename it") from None
         yield Path(model)
         return
     with (

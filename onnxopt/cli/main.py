@@ -6,6 +6,7 @@ Exit codes: 0 good, 1 a gate failed or a pass broke the model (nothing saved), 2
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -40,6 +41,8 @@ for command in (optimize, validate, inspect, passes):
 def main() -> None:
     """Run the command line and leave with its exit code; a user's mistake is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what the encoding cannot say
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = commands.main(standalone_mode=False)
     except OnnxOptError as error:

@@ -39,7 +39,7 @@ class Output:
         self._log: IO[str] | None = None
         if log_file is not None:
             try:
-                self._log = log_file.open("a", encoding="utf-8")
+                self._log = log_file.open("a", encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise OutputError(f"cannot write the log file {log_file}: {error.strerror}") from None
         self._progress: Progress | None = None

@@ -68,7 +68,8 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     scratch = path.with_name(f".onnxopt-{os.getpid()}-{path.name}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        # A file name that is not UTF-8 comes as lone surrogates, which JSON can only hold as escapes.
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
         os.replace(scratch, path)
     except OSError as error:
         where = f"cannot write the report {path}: {error.strerror}"

@@ -1,5 +1,6 @@
 """A user's mistake is one line that names what to do, exit code 2, and nothing left behind."""
 
+import json
 import os
 import resource
 import subprocess
@@ -256,3 +257,19 @@ def test_a_log_file_that_cannot_be_written(net: Path, run) -> None:
     done = run("optimize", net, *CLEAN, "--log-file", net.parent / "no" / "log.txt")
     assert done.code == 2
     assert "cannot write the log file" in done.err
+
+
+def test_a_name_that_is_not_utf8(net: Path) -> None:
+    """It can be shown and written to a report, but ONNX Runtime cannot open it."""
+    odd = Path(os.fsdecode(os.fsencode(net.parent) + b"/odd\xff.onnx"))
+    net.rename(odd)
+    done = shell("inspect", odd, "--report", odd.with_name("r.json"), "--log-file", odd.with_name("log.txt"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(odd.with_name("r.json").read_text())["path"] == str(odd)
+    done = shell("optimize", odd, *CLEAN)
+    assert done.returncode == 2
+    assert "odd\\udcff.onnx' is not UTF-8: ONNX Runtime cannot open it; rename it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = shell("optimize", odd, "--passes", "clean", "--no-validate", "--report", odd.with_name("r.json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(odd.with_name("r.json").read_text())["input"]["path"] == str(odd)
