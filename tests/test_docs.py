@@ -60,3 +60,12 @@ def test_the_table_of_rooms_matches_the_tree() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     named = set(re.findall(r"^\| `onnxopt/([a-z]+)`", text, re.MULTILINE))
     assert named == {p.parent.name for p in (ROOT / "onnxopt").glob("*/__init__.py")} - {"passes"}
+
+
+def test_relative_links_resolve() -> None:
+    folders = ("benchmarks", "docs", "onnxopt", "passes", "sample_models", "tests")
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", page.read_text())]
+    broken = [(str(p.relative_to(ROOT)), x) for p, x in links if "://" not in x and not (p.parent / x).exists()]
+    assert links
+    assert broken == []
