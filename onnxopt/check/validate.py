@@ -20,12 +20,15 @@ from onnxopt.report.report import Latency, Validation
 from onnxopt.runtime.local import run_in_child
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
-from onnxopt.runtime.timing import interleave
+from onnxopt.runtime.timing import Timing, interleave
 
 if TYPE_CHECKING:
     from onnxopt.data.dataset import Dataset
 
 _BATCH = 32
+_ROUNDS = 3
+_ROUND_S = 1.2
+_MIN_PAIRS = 3
 
 
 def validate(
@@ -51,8 +54,8 @@ def validate(
         quality = _quality(original, other, dataset, track)
         feed = next(iter(dataset.batches(batch, stop=batch)))
         size = 1 if dataset.batching.whole else _leading(feed)
-        (timing,) = (interleave(original, other, f) for f in track([feed], "time both models"))
         del original, other
+        timing = _timed(paths, feed, threads, track)
         memory, trouble = _memory(paths, feed, threads, track)
     notes = [*quality.notes, *trouble]
     if size != batch:
@@ -90,6 +93,15 @@ def _quality(original: Session, other: Session, dataset: Dataset, track: Track) 
     for feed in track(dataset.batches(size), "validate", -(-dataset.count // size)):
         comparison.add(feed, original.run(feed), other.run(feed))
     return comparison.result(dataset.count)
+
+
+def _timed(paths: tuple[Path, Path], feed: Feed, threads: int, track: Track) -> Timing:
+    """Both models in turn, in rounds that load them anew: where memory happens to lie moves a round by some percent."""
+    rounds = []
+    for _ in track(range(_ROUNDS), "time both models"):
+        original, other = (Session(path, threads=threads) for path in paths)
+        rounds.append(interleave(original, other, feed, budget_s=_ROUND_S, min_pairs=_MIN_PAIRS))
+    return Timing.over(rounds)
 
 
 def _memory(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import comb
@@ -31,6 +31,17 @@ class Timing:
     speedup: float
     speedup_low: float
     speedup_high: float
+
+    @classmethod
+    def over(cls, rounds: Sequence[Timing]) -> Timing:
+        """Several rounds as one: all times, the median of the speedups, and the hull of the intervals."""
+        return cls(
+            np.concatenate([r.reference_ms for r in rounds]),
+            np.concatenate([r.candidate_ms for r in rounds]),
+            float(np.median([r.speedup for r in rounds])),
+            min(r.speedup_low for r in rounds),
+            max(r.speedup_high for r in rounds),
+        )
 
 
 def interleave(

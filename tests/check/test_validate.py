@@ -83,7 +83,7 @@ def test_progress_of_every_stage(tmp_path: Path) -> None:
     assert seen == [
         ("load both models", None, 2),
         ("validate", 2, 2),
-        ("time both models", None, 1),
+        ("time both models", None, 3),
         ("measure memory", None, 2),
     ]
 

@@ -78,3 +78,14 @@ def test_few_values_are_bounded_by_their_extremes() -> None:
 def test_idle_sessions_do_not_spin_beside_the_one_that_is_timed() -> None:
     options = session(1)._session.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_rounds_are_joined_by_their_median_and_widest_interval() -> None:
+    times = np.ones(2)
+    rounds = [
+        timing.Timing(times, times * 2, *figures) for figures in ((1.0, 0.9, 1.1), (3.0, 2.9, 3.1), (1.2, 1.1, 1.3))
+    ]
+    joined = timing.Timing.over(rounds)
+    assert (joined.speedup, joined.speedup_low, joined.speedup_high) == (1.2, 0.9, 3.1)
+    assert joined.reference_ms.tolist() == [1.0] * 6
+    assert joined.candidate_ms.tolist() == [2.0] * 6
