@@ -38,9 +38,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int)
     arguments = parser.parse_args()
     model = load(arguments.model)
-    data = open_dataset(
-        arguments.data, model.inputs, preprocess=arguments.preprocess, samples=arguments.samples
-    )
+    data = open_dataset(arguments.data, model.inputs, preprocess=arguments.preprocess, samples=arguments.samples)
     PassManager(parse("fold-bn")).run(model, data)
     relus = {"Relu", "Clip"}
     watched = [

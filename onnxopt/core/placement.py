@@ -91,9 +91,7 @@ class Placement:
         return found
 
 
-def place(
-    model: Model, sizes: Sizes, specs: Specs, *, left_out: Reasons = _NONE, unfit: Reasons = _NONE
-) -> Placement:
+def place(model: Model, sizes: Sizes, specs: Specs, *, left_out: Reasons = _NONE, unfit: Reasons = _NONE) -> Placement:
     """Choose. ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor.
 
     Nodes named in ``left_out`` stay float, and so do all that would need a tensor named in ``unfit`` quantized.

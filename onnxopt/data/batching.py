@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxopt.spelling import nearest
 from onnxopt.errors import DataError
 from onnxopt.graph.signature import Dim, TensorSpec, describe
+from onnxopt.spelling import nearest
 
 _BATCH_NAME = re.compile(r"^(n|b|bs|.*batch.*)$", re.IGNORECASE)
 # Names that exporters make up when the author gave none: unk__749, p2o.DynamicDimension.0, dynamic_axes_1, ?, -1

@@ -24,8 +24,8 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from onnxopt.data.image_shape import Layout
-from onnxopt.spelling import nearest
 from onnxopt.errors import SpecError
+from onnxopt.spelling import nearest
 
 Channels = Literal["rgb", "bgr", "gray"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos", "box"]

@@ -238,7 +238,7 @@ class Model:
         return True
 
     def adopt(self, other: Model) -> None:
-        """Become what ``other`` is, which must not be used any more: so a pass can work on a clone and take it or not."""
+        """Become what ``other`` is, which must not be used any more: a pass can work on a clone and take it or not."""
         self.graph, self.header, self._names = other.graph, other.header, other._names
 
     def digest(self) -> str:

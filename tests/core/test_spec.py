@@ -110,7 +110,7 @@ def test_recipes_that_are_wrong(text: str, message: str, tmp_path: Path) -> None
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot read the recipe .*No such file"):
+    with pytest.raises(SpecError, match=r"cannot read the recipe .*No such file"):
         spec.read_recipe(tmp_path / "r.toml")
 
 
@@ -144,7 +144,7 @@ def test_entry_points_of_other_distributions(monkeypatch) -> None:
         wrong = EntryPoint("bad", "builtins:int", spec.ENTRY_POINTS)
         monkeypatch.setattr(spec.importlib.metadata, "entry_points", lambda group: [wrong])
         spec.known_passes.cache_clear()
-        with pytest.raises(SpecError, match="entry point 'bad' .* is no pass"):
+        with pytest.raises(SpecError, match=r"entry point 'bad' .* is no pass"):
             spec.known_passes()
     finally:
         spec.known_passes.cache_clear()

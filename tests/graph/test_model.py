@@ -100,7 +100,8 @@ def test_embedding_more_than_two_gigabytes_is_refused() -> None:
 def test_upgrade_keeps_results_names_metadata_and_weights() -> None:
     weights = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
     model = parse(
-        "g (float[N,40] x) => (float[N,40] y) { h = MatMul(x, w) s = Softmax<axis = 1>(h) c = Clip<min = 0.01>(s) y = Relu(c) }",
+        "g (float[N,40] x) => (float[N,40] y)"
+        "{ h = MatMul(x, w) s = Softmax<axis = 1>(h) c = Clip<min = 0.01>(s) y = Relu(c) }",
         opset=9,
         w=weights,
     )

@@ -42,7 +42,8 @@ def test_a_model_without_defaults_is_left_alone(check_pass, parse) -> None:
 
 def test_weights_in_constant_nodes_count_as_weights(check_pass, parse) -> None:
     proto = parse(
-        "g (float[2] x, float[2] t) => (float[2] y) { k = Constant<value_floats = [1.0, 2.0]>() s = Add(x, k) y = Mul(s, t) }"
+        "g (float[2] x, float[2] t) => (float[2] y)"
+        "{ k = Constant<value_floats = [1.0, 2.0]>() s = Add(x, k) y = Mul(s, t) }"
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "t"))
     check_pass(FreezeDefaults(), proto, changed=0, skipped=["somebody chose"])

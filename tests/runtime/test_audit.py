@@ -66,7 +66,11 @@ def test_an_integer_convolution_is_named_with_its_kernel():
         ("y = Conv (x, f)", {"f": floats(4, 4, 3, 3)}, "its input 'x' is float"),
         (f"{READ} y = Conv (xd, f)", {"f": floats(4, 4, 3, 3)}, "its weight 'f' is float"),
         (f"{READ} y = Conv (xd, wd)", {}, "its output is read as float"),
-        (f"{READ} f = ReduceMax <axes=[0,2,3],keepdims=0> (x) h = Conv (xd, wd, f) {WRITE}", {}, "its bias 'f' is float"),
+        (
+            f"{READ} f = ReduceMax <axes=[0,2,3],keepdims=0> (x) h = Conv (xd, wd, f) {WRITE}",
+            {},
+            "its bias 'f' is float",
+        ),
         (f"{READ} bd = d(b, s, bz) h = Conv (xd, wd, bd) {WRITE}", {}, "the scale of its bias is not that of"),
         ("y = ConvTranspose (x, f)", {"f": floats(4, 4, 3, 3)}, "no integer kernel for ConvTranspose"),
         (f"{READ} f = MatMul (xd, m) y = Add (f, x)", {"m": floats(8, 8)}, "its weight 'm' is float"),
