@@ -89,6 +89,7 @@ class Prune(Pass):
             faults = [(p.layer, unrolled.fault(p.layer)) for p in places if p.shortened]
             skips += tuple(Skip(label(layer), f"not repaired: it {fault}") for layer, fault in faults if fault)
             done = repair(model, original, places, context, self.samples)
+            figures["samples"] = min(self.samples, context.dataset.count)
             figures["repaired"] = [asdict(d) for d in done]
             for when, errors in (("before", [d.before for d in done]), ("after", [d.after for d in done])):
                 figures[f"error_{when}_repair"] = float(np.mean(errors)) if errors else None

@@ -208,7 +208,9 @@ def test_repair_and_choice_by_data_bring_the_answers_back(zoo: Zoo) -> None:
 
 def test_figures(zoo: Zoo) -> None:
     _, result = prune(zoo["plain"](), Prune(align=4))
-    assert set(result.figures) == {"channels", "proof", "repaired", "error_before_repair", "error_after_repair"}
+    errors = {"error_before_repair", "error_after_repair"}
+    assert set(result.figures) == {"channels", "proof", "samples", "repaired", *errors}
+    assert result.figures["samples"] == 40
     assert float(str(result.figures["error_after_repair"])) < float(str(result.figures["error_before_repair"]))
     assert result.changed == 16
     repaired = list(result.figures["repaired"])  # type: ignore[arg-type]  # a list of tables
