@@ -25,7 +25,7 @@ from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.core.placement import Placement, place
 from onnxopt.core.plain_layers import make_plain
 from onnxopt.data.calibration import Calibration
-from onnxopt.errors import ModelError
+from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.ranges import Range
@@ -78,6 +78,8 @@ class Quant(Pass):
             if not refused:
                 break
             left_out |= refused
+        if why := _cannot_run(candidate, context):
+            return PassResult(0, (*notes, Skip("model", why)))
         figures: dict[str, Figure] = {
             "layers": len(layers),
             "integer_kernels": len(executed.integer),
@@ -92,6 +94,15 @@ class Quant(Pass):
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate)
         return PassResult(len(layers), (*notes, *placement.skips), figures)
+
+
+def _cannot_run(model: Model, context: Context) -> str:
+    """Why ONNX Runtime fails on a model that it could load; empty if it does not."""
+    try:
+        next(context.activations(model, [o.name for o in model.outputs], samples=1, batch=1))
+    except ExecutionError as error:
+        return f"left float as a whole, because in integers: {error}"
+    return ""
 
 
 def _modernize(model: Model) -> tuple[Skip, ...]:

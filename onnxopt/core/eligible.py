@@ -11,6 +11,7 @@ from onnxopt.core.kernels import FLOAT_LAYERS, KERNELS, Kernel, Kind
 from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Node, Tensor, is_constant
 from onnxopt.graph.signature import TensorSpec
+from onnxopt.numerics.qparams import SMALLEST_SCALE
 
 Sizes = Mapping[str, tuple[int, ...]]
 Specs = Mapping[str, TensorSpec]
@@ -88,6 +89,9 @@ def _layer_fault(node: Node) -> str:
         return "its bias is computed at run time"
     if not np.isfinite(weight.values).all() or not np.isfinite(layers.bias(node)).all():
         return "its weights are not all finite"
+    largest = float(np.abs(weight.values).max(initial=0.0))
+    if 0 < largest / 127 < SMALLEST_SCALE:
+        return f"its weights are too small: {largest:.0e} at most"
     return "its bias is not one number per column" if column_bias(node) is None else ""
 
 

@@ -16,6 +16,9 @@ from onnxopt.core.placement import Reasons
 from onnxopt.graph.ir import Constant, Node, Scope, is_constant
 from onnxopt.graph.model import Model
 
+# Since this opset a Gemm may go without C.
+_OPTIONAL_C = 11
+
 
 def make_plain(model: Model, sizes: Sizes, specs: Specs, left_out: Reasons) -> None:
     """Rewrite the layers that can run in integers, and give those a name that have none.
@@ -35,7 +38,7 @@ def make_plain(model: Model, sizes: Sizes, specs: Specs, left_out: Reasons) -> N
 
 
 def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:
-    add = _bias_add(node, scope)
+    add = _bias_add(node, scope, axes)
     if axes == 2:
         node.op = "Gemm"
         if add is not None:
@@ -43,6 +46,9 @@ def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:
             (output,) = add.outputs
             add.outputs.clear()
             node.outputs[0] = output
+        elif model.opset < _OPTIONAL_C:
+            columns = node.inputs[1].shape[1]
+            node.inputs.append(model.constant(f"{node.outputs[0].name}_bias", np.zeros(columns, np.float32)))
     elif add is not None:
         vector = _constant_of(add)
         shape = (1,) * (axes - 1) + (-1,)
@@ -50,14 +56,16 @@ def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:
         add.inputs[i] = model.constant(vector.name, vector.values.reshape(shape))
 
 
-def _bias_add(node: Node, scope: Scope) -> Node | None:
-    """The Add of one constant per column, or of one in all, that alone reads a product."""
+def _bias_add(node: Node, scope: Scope, axes: int) -> Node | None:
+    """The Add of one constant per column, or of one in all, that alone reads a product of so many axes."""
     product = node.outputs[0]
     add = product.outputs[0] if scope.used_once(product) else None
     if add is None or add.op != "Add" or not add.is_standard or not any(map(is_constant, add.inputs)):
         return None
     columns = node.inputs[1].shape[1]
     shape = _constant_of(add).shape
+    if len(shape) > axes:
+        return None
     return add if all(d == 1 for d in shape[:-1]) and shape[-1:] in ((), (1,), (columns,)) else None
 
 

@@ -131,7 +131,9 @@ def _rows(
         at = sample_positions(rows.count, limit, rng)
         of = np.arange(len(at)) if few else sample + at * len(x) // rows.count
         sample += len(x)
-        yield rows.at(at).astype(np.float64), targets[at].astype(np.float64), of % 5 == 4
+        into, out = rows.at(at).astype(np.float64), targets[at].astype(np.float64)
+        fit = np.isfinite(into).all(axis=1) & np.isfinite(out).all(axis=1)
+        yield into[fit], out[fit], (of % 5 == 4)[fit]
 
 
 def _solve(model: Model, place: Place, batches: Iterator[tuple[Floats, Floats, Mask]]) -> Repaired:

@@ -24,6 +24,9 @@ from onnxopt.numerics.elimination import Elimination
 from onnxopt.numerics.least_squares import Moments
 from onnxopt.numerics.patches import sample_positions
 
+# What is left of a covariance that cancels, relative to the mean square.
+_ROUNDING = 1e-12
+
 
 class Quota(NamedTuple):
     """The classes of a block, and how many of them go."""
@@ -87,10 +90,13 @@ class _Reader:
         for batch in batches:
             rows = unrolled.Rows(self.layer, batch)
             x = rows.at(sample_positions(rows.count, limit, rng))
-            x = x.reshape(len(x), *weight.shape[::2])
+            x = x[np.isfinite(x).all(axis=1)].reshape(-1, *weight.shape[::2])
             for g, part in enumerate(moments):
                 part.add(x[:, g], np.zeros((len(x), 0)))
-        self._parts = [Elimination(w, m.covariance) for w, m in zip(weight, moments, strict=True)]
+        self._parts = [
+            Elimination(w, m.covariance, floor=_ROUNDING * m.mean_square + 1e-30)
+            for w, m in zip(weight, moments, strict=True)
+        ]
 
     def costs(self, classes: Sequence[int]) -> Floats:
         """What each class would cost, as a share of the layer's power."""

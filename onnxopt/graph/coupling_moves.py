@@ -120,7 +120,7 @@ def _factors(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[list[int], li
 def _follows(site: Site, x: Operand, y: Operand) -> list[bool]:
     """Can each number of a Reshape's target be kept right? Sizes tie what was measured, 0 ties the same axis of x."""
     numbers = site.numbers(1)
-    if numbers is None or len(numbers) != y.rank or site.attr("allowzero", 0):
+    if numbers is None or len(numbers) != y.rank or (site.attr("allowzero", 0) and 0 in numbers):
         return [False] * y.rank
     target = site.input(1)
     able = [

@@ -20,7 +20,6 @@ from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
 
 Mask = npt.NDArray[np.bool_]
-_ALL = np.iinfo(np.int64).max
 
 
 class Cut:
@@ -133,7 +132,7 @@ def _slice(model: Model, node: Node, cut: Cut) -> None:
         else:
             picked = np.arange(len(before))[part]
             _gather_before(model, node, axis, _new_places(before)[picked[before[picked]]])
-            bounds[0][at], bounds[1][at] = 0, _ALL
+            bounds[0][at], bounds[1][at] = 0, len(before)
             steps = [1 if k == axis or s is None else s.step for k, s in taken.items()]
             parameters.write(model, node, 4, "steps", steps)
     if changed:

@@ -130,7 +130,10 @@ def restore_metadata(converted: onnx.GraphProto, original: onnx.GraphProto) -> N
     converted.metadata_props.extend(original.metadata_props)
     converted.quantization_annotation.extend(original.quantization_annotation)
     values = {v.name: v for v in (*original.value_info, *original.input, *original.output)}
-    for value in (*converted.input, *converted.output, *converted.value_info):
+    for value in (*converted.input, *converted.output):  # the boundary stays as declared, whatever inference finds
+        if value.name in values:
+            value.CopyFrom(values[value.name])
+    for value in converted.value_info:
         if value.name in values and value.type == values[value.name].type:
             value.CopyFrom(values[value.name])
 

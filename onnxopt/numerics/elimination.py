@@ -22,14 +22,15 @@ Indices = npt.NDArray[np.intp]
 
 
 class Elimination:
-    """``weight`` (outputs, inputs), ``covariance`` (inputs, inputs); ``ridge`` is relative to the mean variance.
+    """``weight`` (outputs, inputs), ``covariance`` (inputs, inputs); ``ridge`` is relative to the mean variance,
+    ``floor`` is the least that is added to it: the rounding of a covariance that is all cancellation.
 
     ``power`` is the mean square of W x about its mean.
     """
 
-    def __init__(self, weight: Floats, covariance: Floats, ridge: float = 1e-3) -> None:
+    def __init__(self, weight: Floats, covariance: Floats, ridge: float = 1e-3, floor: float = 1e-30) -> None:
         damped = covariance.copy()
-        damped[np.diag_indices_from(damped)] += max(ridge * float(covariance.trace()) / len(covariance), 1e-30)
+        damped[np.diag_indices_from(damped)] += max(ridge * float(covariance.trace()) / len(covariance), floor)
         self._square = weight.T @ weight
         self.power = float((self._square * covariance).sum())
         self._inverse = np.asarray(scipy.linalg.inv(damped))

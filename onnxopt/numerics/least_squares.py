@@ -58,6 +58,11 @@ class Moments:
         scaled = self.gram / max(self.gram[-1, -1], 1.0)
         return np.asarray(scaled[:-1, :-1] - np.outer(scaled[-1, :-1], scaled[-1, :-1]))
 
+    @property
+    def mean_square(self) -> float:
+        """The mean of the squared inputs, over rows and inputs."""
+        return float(np.trace(self.gram[:-1, :-1]) / max(self.gram[-1, -1], 1.0) / max(len(self.gram) - 1, 1))
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.cross + other.cross, self.power + other.power)
 

@@ -206,3 +206,10 @@ def test_a_graph_output_may_be_a_constant() -> None:
     assert faults(model) == []
     assert [o.name for o in model.outputs] == ["y", "z"]
     assert Session(model).run({"x": np.float32([2])})["y"] == [1]
+
+
+def test_an_upgrade_keeps_looser_shapes_of_outputs() -> None:
+    model = parse("g (float[1,4] x) => (float[?,?] y) { y = Relu(x) }", opset=11)
+    kept = boundary(model)
+    assert model.upgrade(13)
+    assert faults(model, kept) == []

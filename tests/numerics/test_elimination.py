@@ -63,3 +63,11 @@ def test_a_ridge_makes_dead_inputs_free() -> None:
 def test_covariance_of_moments() -> None:
     x = np.random.default_rng(1).standard_normal((50, 4)) + 3
     np.testing.assert_allclose(Moments.of(x, np.zeros((50, 0))).covariance, np.cov(x.T, bias=True), atol=1e-12)
+
+
+def test_inputs_that_hardly_vary_are_no_reason_to_fail() -> None:
+    """Their covariance is what rounding left over, not positive definite: the floor makes it so."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((6, 6)) * 1e-18
+    part = Elimination(rng.standard_normal((3, 6)), noise + noise.T, floor=1e-12)
+    assert np.isfinite(part.costs([np.array([i]) for i in range(6)])).all()

@@ -47,3 +47,12 @@ def test_weights_in_constant_nodes_count_as_weights(check_pass, parse) -> None:
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "t"))
     check_pass(FreezeDefaults(), proto, changed=0, skipped=["somebody chose"])
+
+
+def test_a_few_constants_beside_listed_weights_do_not_count(check_pass, parse) -> None:
+    """Exporters that list all weights still write factors and sizes as Constant nodes."""
+    proto = parse(
+        "g (float[3] x, float[3] w) => (float[3] y){ k = Constant<value_float = 2.0>() s = Mul(x, k) y = Add(s, w) }"
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    check_pass(FreezeDefaults(), proto, changed=1)
