@@ -67,3 +67,8 @@ def test_what_is_no_bias_stays(plain, nodes, ops):
 def test_nodes_that_are_left_out_stay(plain):
     (node,) = plain("y = Gemm <alpha=0.5> (x, w, b)", left_out=["y"])
     assert node.attrs["alpha"] == 0.5
+
+
+def test_a_constant_of_more_axes_than_the_product_stays_an_addition(plain):
+    ops = [node.op for node in plain("h = MatMul (x, w) y = Add (h, k)", weights="float[8,5] w, float[1,1,5] k")]
+    assert ops == ["Gemm", "Add"]
