@@ -3,7 +3,7 @@
 import os
 
 # One thread for linear algebra, unless the user says otherwise. On a machine with other work, OpenBLAS's threads wait
-# for one another by spinning: the same repair took 60 s instead of 6. It must be said before numpy is loaded.
+# for one another by spinning, which costs more than they save. It must be said before numpy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from onnxopt.cli.main import main

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from onnxopt.core.pass_ import Pass, PassResult, Skip
 from onnxopt.graph import shapes
-from onnxopt.graph.ir import Scope
+from onnxopt.graph.ir import Scope, Tensor
 
 if TYPE_CHECKING:
     from onnxopt.core.context import Context
@@ -61,5 +61,5 @@ class RewritePass(Pass, Generic[M]):
             model.tidy()
 
 
-def _used(tensor: object, scope: Scope) -> bool:
-    return bool(tensor.outputs) or scope.is_output(tensor)  # type: ignore[attr-defined,arg-type]  # a graphsurgeon tensor
+def _used(tensor: Tensor, scope: Scope) -> bool:
+    return bool(tensor.outputs) or scope.is_output(tensor)

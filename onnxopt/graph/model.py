@@ -166,11 +166,6 @@ class Model:
         wanted = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
         return next((o.version for o in self.header.opset_import if o.domain in wanted), 0)
 
-    def import_domain(self, domain: str, version: int) -> None:
-        """Declare that operators of the domain are used, unless the model does already."""
-        if not self.opset_of(domain):
-            self.header.opset_import.append(onnx.helper.make_opsetid(domain, version))
-
     def fresh_name(self, stem: str) -> str:
         """A tensor or node name that nothing in the model has yet: the stem itself, or the stem and a number."""
         name, n = stem, 0
