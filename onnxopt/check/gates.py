@@ -20,6 +20,8 @@ MAX_DROP = 0.01
 MIN_AGREEMENT = 0.90
 MIN_SQNR_DB = 15.0
 MIN_SPEEDUP = 1.0
+# Two files that run in the very same kernels differ by up to 0.5 %: where their weights happen to lie.
+_SPEED_RESOLUTION = 0.01
 # So many labelled samples can tell one point: of fewer, a single answer decides.
 _ENOUGH_LABELS = 300
 # Growth that the default allows: shapes made explicit, and the remarks on where the model came from.
@@ -103,9 +105,10 @@ def _sqnr(limit: float, v: Validation) -> GateResult:
 
 
 def _speed(gates: Gates, v: Validation) -> GateResult:
-    """The default only fails what is slower for certain: in every round, with the whole confidence interval."""
+    """The default only fails what is slower for certain: in every round, with the whole confidence interval, by more
+    than timing can tell."""
     if gates.min_speedup is None:
-        limit, holds = MIN_SPEEDUP, v.speedup_high >= MIN_SPEEDUP
+        limit, holds = MIN_SPEEDUP, v.speedup_high >= MIN_SPEEDUP - _SPEED_RESOLUTION
     else:
         limit, holds = gates.min_speedup, v.speedup >= gates.min_speedup
     why = f"{v.speedup:.2f} times as fast ({v.speedup_low:.2f} to {v.speedup_high:.2f}), {limit:g} wanted"
