@@ -18,18 +18,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxopt.core import channels, selection, unrolled
-from onnxopt.core.channels import Producer
+from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.core.reference import Reference
-from onnxopt.core.repair import Place, repair
-from onnxopt.core.selection import Quota
 from onnxopt.errors import PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
+from onnxopt.pruning import channels, selection
+from onnxopt.pruning.channels import Producer
+from onnxopt.pruning.repair import Place, repair
+from onnxopt.pruning.selection import Quota
 
 _PROOF_SAMPLES = 8
 _ENDS = "first or last layer; keep-ends=false prunes it"

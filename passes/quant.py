@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from onnxopt.core import qdq
-from onnxopt.core.bias_correction import measure
 from onnxopt.core.context import Context, Method
-from onnxopt.core.eligible import Sizes, Specs, is_layer
-from onnxopt.core.kernels import QUANTIZED
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
-from onnxopt.core.placement import Placement, place
-from onnxopt.core.plain_layers import make_plain
 from onnxopt.data.calibration import Calibration
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.ranges import Range
+from onnxopt.quantization import qdq
+from onnxopt.quantization.bias_correction import measure
+from onnxopt.quantization.eligible import Sizes, Specs, is_layer
+from onnxopt.quantization.kernels import QUANTIZED
+from onnxopt.quantization.placement import Placement, place
+from onnxopt.quantization.plain_layers import make_plain
 from onnxopt.runtime.audit import audit
 
 _PER_CHANNEL_OPSET = 13

@@ -15,9 +15,11 @@ MAY_IMPORT = {
     "runtime": {"graph", "numerics"},
     "report": {"graph", "numerics", "runtime"},
     "core": {"report", "data", "runtime", "graph", "numerics"},
+    "quantization": {"core", "data", "runtime", "graph", "numerics"},
+    "pruning": {"core", "data", "runtime", "graph", "numerics"},
     "check": {"core", "report", "data", "runtime", "graph", "numerics"},
-    "passes": {"core", "data", "runtime", "graph", "numerics"},
-    "cli": {"job", "check", "core", "report", "data", "runtime", "graph", "numerics", ""},
+    "passes": {"quantization", "pruning", "core", "data", "runtime", "graph", "numerics"},
+    "cli": {"job", "check", "quantization", "core", "report", "data", "runtime", "graph", "numerics", ""},
 }
 OPEN_TO_ALL = {"errors", "progress", "spelling"}
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from onnxopt.core.context import Context
-from onnxopt.core.eligible import is_layer
 from onnxopt.core.manager import PassManager
 from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import ModelError
@@ -21,6 +20,7 @@ from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
 from onnxopt.graph.verify import faults
 from onnxopt.passes.quant import Quant
+from onnxopt.quantization.eligible import is_layer
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.session import Session
 

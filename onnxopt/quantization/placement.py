@@ -15,12 +15,12 @@ from functools import cached_property
 from math import inf, prod
 from types import MappingProxyType
 
-from onnxopt.core.eligible import Sizes, Specs, clamp_limits, fault, is_layer, operands
-from onnxopt.core.kernels import CLAMPS, DEQUANTIZE_PS, KERNELS, NODE_PS, QUANTIZE_PS, Kernel, Kind
 from onnxopt.core.pass_ import Skip, label
 from onnxopt.graph.ir import Node, Scope, Tensor, Variable
 from onnxopt.graph.model import Model
 from onnxopt.numerics.minimum_cut import minimum_cut
+from onnxopt.quantization.eligible import Sizes, Specs, clamp_limits, fault, is_layer, operands
+from onnxopt.quantization.kernels import CLAMPS, DEQUANTIZE_PS, KERNELS, NODE_PS, QUANTIZE_PS, Kernel, Kind
 
 Reasons = Mapping[str, str]
 _NONE: Reasons = MappingProxyType({})

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.core import channels
 from onnxopt.core.context import Context
-from onnxopt.core.repair import Place, Repaired, repair
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.model import Model
 from onnxopt.numerics.tolerance import deviation
+from onnxopt.pruning import channels
+from onnxopt.pruning.repair import Place, Repaired, repair
 from onnxopt.runtime.session import Session
 
 Zoo = dict[str, Callable[[], onnx.ModelProto]]

@@ -17,11 +17,7 @@ from math import prod
 
 import numpy as np
 
-from onnxopt.core.bias_correction import Means, Read
-from onnxopt.core.eligible import clamp_limits, column_bias, output_axis
-from onnxopt.core.kernels import KERNELS, Kind
 from onnxopt.core.pass_ import label
-from onnxopt.core.placement import Placement, Unit
 from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant, replace_uses
 from onnxopt.graph.layer import Floats
@@ -42,6 +38,10 @@ from onnxopt.numerics.qparams import (
     weight_qparams,
 )
 from onnxopt.numerics.ranges import Range
+from onnxopt.quantization.bias_correction import Means, Read
+from onnxopt.quantization.eligible import clamp_limits, column_bias, output_axis
+from onnxopt.quantization.kernels import KERNELS, Kind
+from onnxopt.quantization.placement import Placement, Unit
 
 _NO_LIMITS = (-np.inf, np.inf)
 # The quick integer convolution takes input channels by fours.

@@ -7,11 +7,11 @@ from math import inf, prod
 
 import numpy as np
 
-from onnxopt.core.kernels import FLOAT_LAYERS, KERNELS, Kernel, Kind
 from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Node, Tensor, is_constant
 from onnxopt.graph.signature import TensorSpec
 from onnxopt.numerics.qparams import SMALLEST_SCALE
+from onnxopt.quantization.kernels import FLOAT_LAYERS, KERNELS, Kernel, Kind
 
 Sizes = Mapping[str, tuple[int, ...]]
 Specs = Mapping[str, TensorSpec]

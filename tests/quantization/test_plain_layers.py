@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from onnxopt.core.plain_layers import make_plain
 from onnxopt.graph import shapes
 from onnxopt.numerics.tolerance import deviation
+from onnxopt.quantization.plain_layers import make_plain
 from onnxopt.runtime.session import Session
 
 DENSE = "float[8,5] w, float[5] b"

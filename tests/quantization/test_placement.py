@@ -2,8 +2,8 @@
 
 import pytest
 
-from onnxopt.core.placement import place
 from onnxopt.graph import shapes
+from onnxopt.quantization.placement import place
 
 SHUFFLED = "a = DepthToSpace <blocksize=2> (x) b = SpaceToDepth <blocksize=2> (a) y = DepthToSpace <blocksize=2> (b)"
 

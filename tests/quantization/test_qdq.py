@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.core.qdq import activation_qparams
 from onnxopt.numerics.qparams import dequantize, quantize
 from onnxopt.numerics.ranges import Range
+from onnxopt.quantization.qdq import activation_qparams
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 

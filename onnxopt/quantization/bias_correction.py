@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxopt.core.context import Context
-from onnxopt.core.kernels import Kind
-from onnxopt.core.placement import Placement, Unit
 from onnxopt.graph.ir import Node, Tensor, Variable
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
+from onnxopt.quantization.kernels import Kind
+from onnxopt.quantization.placement import Placement, Unit
 
 # Means settle long before ranges do. Few samples at a time keep the tensors in the processor's cache.
 SAMPLES = 64

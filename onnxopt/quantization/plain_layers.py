@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxopt.core.eligible import Sizes, Specs, column_bias, fault, is_layer
 from onnxopt.core.pass_ import label
-from onnxopt.core.placement import Reasons
 from onnxopt.graph.ir import Constant, Node, Scope, is_constant
 from onnxopt.graph.model import Model
+from onnxopt.quantization.eligible import Sizes, Specs, column_bias, fault, is_layer
+from onnxopt.quantization.placement import Reasons
 
 # Since this opset a Gemm may go without C.
 _OPTIONAL_C = 11

@@ -5,9 +5,9 @@ from math import inf, isnan
 import numpy as np
 import pytest
 
-from onnxopt.core.eligible import clamp_limits, column_bias, fault, is_layer
-from onnxopt.core.kernels import KERNELS, Kind
 from onnxopt.graph import shapes
+from onnxopt.quantization.eligible import clamp_limits, column_bias, fault, is_layer
+from onnxopt.quantization.kernels import KERNELS, Kind
 
 FIRST = "h = Conv <pads=[1,1,1,1]> (x, w)"
 PADS = "int64[8] p = {0,0,1,1,0,0,1,1}"
