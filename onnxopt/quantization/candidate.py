@@ -1,0 +1,137 @@
+"""A model in integers, built from its float form for one choice of what stays float.
+
+What is measured once, ranges and shapes, serves every candidate that is built of the same float model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxopt.core.context import Context, Method
+from onnxopt.core.pass_ import Skip, label
+from onnxopt.data.calibration import Calibration
+from onnxopt.graph import shapes
+from onnxopt.graph.model import Model
+from onnxopt.numerics.ranges import Range
+from onnxopt.quantization import qdq
+from onnxopt.quantization.bias_correction import measure
+from onnxopt.quantization.eligible import is_layer
+from onnxopt.quantization.placement import Placement, Reasons, place
+from onnxopt.quantization.plain_layers import make_plain
+from onnxopt.runtime.audit import Audit, audit
+
+# Weights with a scale for each output channel.
+PER_CHANNEL_OPSET = 13
+# Products of scales of numbers beyond this could leave float32.
+_LARGEST = 2.0**90
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How numbers become integers. ``method``: how a tensor's range is taken from the data. ``per_channel``: one weight
+    scale for each output channel. ``bias_correction``: biases make good for what rounding adds on average."""
+
+    method: Method = "mse"
+    per_channel: bool = True
+    bias_correction: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A float model's integer form. ``layers`` are the nodes with weights that run in integers, ``left_out`` those that
+    were found not to; ``placement`` refers to the nodes of the integer model."""
+
+    model: Model
+    placement: Placement
+    executed: Audit
+    layers: tuple[str, ...]
+    left_out: Reasons
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """The layers that stay float, with the reason."""
+        return self.placement.skips
+
+
+class Builder:
+    """Builds candidates of one float model, which is first given the form that integer kernels take.
+
+    ``left_out`` are the nodes that stay float in every candidate, with the reason.
+    """
+
+    def __init__(self, model: Model, context: Context, settings: Settings, left_out: Reasons) -> None:
+        self.plain = model
+        self.context = context
+        self.settings = settings
+        self.sizes, self.specs = context.shapes(model), shapes.specs(model)
+        make_plain(model, self.sizes, self.specs, left_out)
+        self._left_out = dict(left_out)
+        self._ranges = _Ranges(model, context, settings.method)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What calibration found that a person should know."""
+        return self._ranges.notes
+
+    def place(self, model: Model, left_out: Reasons) -> Placement:
+        """Choose what runs in integers, measure the ranges, and choose again without the tensors that have none."""
+        while True:
+            placement = place(model, self.sizes, self.specs, left_out=left_out, unfit=self._ranges.unfit)
+            unknown = sorted(set(placement.roots.values()) - set(self._ranges.found))
+            if not unknown:
+                return placement
+            self._ranges.measure(unknown)
+
+    def build(self, left_out: Reasons) -> Candidate | tuple[Skip, ...]:
+        """The candidate without the nodes in ``left_out`` (label: reason); only skips where nothing is left to run in
+        integers. A layer that ONNX Runtime leaves float all the same is left out as well."""
+        left_out = self._left_out | dict(left_out)
+        per_channel = self.settings.per_channel and self.plain.opset >= PER_CHANNEL_OPSET
+        while True:
+            model = self.plain.clone()
+            placement = self.place(model, left_out)
+            if not placement.units:
+                return placement.skips
+            params = qdq.choose(placement, self._ranges.found)
+            correct = self.settings.bias_correction
+            means = measure(self.plain, self.context, placement, params) if correct else {}
+            layers = tuple(label(u.node) for u in placement.units if is_layer(u.node))
+            qdq.write(model, placement, params, means, per_channel=per_channel)
+            model.tidy()
+            executed = audit(model)
+            refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in layers}
+            if not refused:
+                return Candidate(model, placement, executed, layers, left_out)
+            left_out |= refused
+
+
+class _Ranges:
+    """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know."""
+
+    def __init__(self, model: Model, context: Context, method: Method) -> None:
+        self.found: dict[str, Range] = {}
+        self.unfit: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._model, self._context, self._method = model, context, method
+
+    def measure(self, tensors: Sequence[str]) -> None:
+        calibration = self._context.statistics(self._model, tensors, self._method)
+        self.notes += calibration.notes
+        for name in tensors:
+            if why := _unfit(name, calibration):
+                self.unfit[name] = why
+            else:
+                self.found[name] = calibration.ranges[name]
+
+
+def _unfit(name: str, calibration: Calibration) -> str:
+    """Why a tensor cannot be quantized; empty if it can."""
+    found = calibration.statistics.get(name)
+    if found is None or found.count == 0:
+        return "is never computed on the calibration data"
+    if found.nan_count or found.inf_count:
+        return "holds NaN or infinite values"
+    if max(-found.minimum, found.maximum) > _LARGEST:
+        return f"holds values as large as {max(-found.minimum, found.maximum):.1g}"
+    return "is zero on all of the calibration data" if found.minimum == found.maximum == 0 else ""
