@@ -1,0 +1,95 @@
+"""Dynamic quantization: 8-bit weights, and activations that get their scale anew at every run. It needs no data.
+
+For models that spend their time in MatMul, Gemm and LSTM: there it is closer to float than ranges from data, which
+must hold for all inputs at once. What the runtime executes in the end is looked up, and a layer that it leaves float
+all the same is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.errors import ExecutionError, ModelError
+from onnxopt.graph.model import Model
+from onnxopt.quantization import dynamic
+from onnxopt.quantization.eligible import Sizes
+from onnxopt.quantization.kernels import QUANTIZED
+from onnxopt.runtime.audit import audit
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantDynamic(Pass):
+    """8-bit weights, and activations quantized as they come: for MatMul, Gemm, LSTM and embeddings."""
+
+    name: ClassVar[str] = "quant-dynamic"
+    after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
+    prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants", "fold-bn", "clean")
+
+    embeddings: bool = option(True, "keep tables that rows are looked up in as integers, with a scale per row")
+    exclude: str = option("", "nodes to leave float: names or patterns with *, joined by +")
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        if found := next((n for n in model.nodes() if n.op in QUANTIZED), None):
+            return PassResult(0, (Skip(label(found), f"the model is quantized already: it holds {found.op}"),))
+        plain = model.clone()
+        notes: tuple[Skip, ...] = ()
+        try:
+            plain.upgrade(dynamic.OLDEST_OPSET)
+        except ModelError as error:
+            notes = (Skip("opset", str(error)),)
+        chosen, left = self._choose(plain, context.shapes(plain))
+        while chosen:
+            candidate = plain.clone()
+            dynamic.quantize_layers(candidate, chosen)
+            if why := _cannot_run(candidate, context):
+                return PassResult(0, (*notes, Skip("model", why)))
+            executed = audit(candidate)
+            refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in chosen}
+            if not refused:
+                break
+            left |= refused
+            chosen = [name for name in chosen if name not in refused]
+        skips = (*notes, *(Skip(name, why) for name, why in left.items()))
+        if not chosen:
+            return PassResult(0, skips)
+        figures: dict[str, Figure] = {
+            "layers": len(chosen),
+            "integer_kernels": len(executed.integer),
+            "float_islands": len(executed.islands),
+            "weight_bytes": [model.constant_bytes(), candidate.constant_bytes()],
+        }
+        if plain.opset != model.opset:
+            figures["opset"] = [model.opset, plain.opset]
+        model.adopt(candidate)
+        return PassResult(len(chosen), skips, figures)
+
+    def _choose(self, model: Model, sizes: Sizes) -> tuple[Sequence[str], dict[str, str]]:
+        """The labels of the nodes to quantize, and of the others with the reason."""
+        patterns = [p for p in self.exclude.split("+") if p]
+        chosen: list[str] = []
+        left: dict[str, str] = {}
+        for node in filter(dynamic.is_candidate, model.nodes()):
+            name = label(node)
+            if any(fnmatchcase(name, p) for p in patterns):
+                left[name] = "excluded"
+            elif node.op == "Gather" and not self.embeddings:
+                left[name] = "embeddings=false"
+            elif why := dynamic.fault(node, model.opset) or dynamic.loss(node, sizes):
+                left[name] = why
+            else:
+                chosen.append(name)
+        return chosen, left
+
+
+def _cannot_run(model: Model, context: Context) -> str:
+    """Why ONNX Runtime fails on a model; empty if it does not."""
+    try:
+        next(context.activations(model, [o.name for o in model.outputs], samples=1, batch=1))
+    except ExecutionError as error:
+        return f"left float as a whole, because in integers: {error}"
+    return ""
