@@ -57,8 +57,10 @@ class QuantDynamic(Pass):
         skips = (*notes, *(Skip(name, why) for name, why in left.items()))
         if not chosen:
             return PassResult(0, skips)
+        lookups = sum(n.op == "Gather" and label(n) in chosen for n in plain.nodes())
         figures: dict[str, Figure] = {
-            "layers": len(chosen),
+            "layers": len(chosen) - lookups,
+            "embeddings": lookups,
             "integer_kernels": len(executed.integer),
             "float_islands": len(executed.islands),
             "weight_bytes": [model.constant_bytes(), candidate.constant_bytes()],

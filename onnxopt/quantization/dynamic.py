@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from onnxopt.graph.ir import Constant, Graph, Node, Tensor, Variable, is_constan
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.qparams import INT8, SMALLEST_SCALE, UINT8, quantize, weight_qparams
-from onnxopt.quantization.dynamic_cost import gain_ps
+from onnxopt.quantization.dynamic_cost import lstm_gain_ps, product_gain_ps
 from onnxopt.quantization.eligible import Sizes
 
 PRODUCTS = ("MatMul", "Gemm")
@@ -65,15 +66,18 @@ def fault(node: Node, opset: int) -> str:
         return next(filter(None, map(_weight_fault, node.inputs[1:3])), "")
     if is_constant(node.inputs[0]):
         return "its constant is the first factor"
-    return _weight_fault(node.inputs[1])
+    return _weight_fault(_stored(node.inputs[1]))
 
 
 def loss(node: Node, sizes: Sizes) -> str:
-    """Why it would take more time in integers; empty if it would not. ``sizes`` are observed shapes by tensor."""
+    """Why it would take more time in integers; empty if it would not. ``sizes`` are observed shapes by tensor.
+
+    Where a shape is missing there, one row is assumed, and one step.
+    """
     if node.op == "Gather":
         table = node.inputs[0]
         return "" if table.values.size >= _SMALL_TABLE else f"its table is small: {table.values.size} numbers"
-    gain = gain_ps(node, sizes)
+    gain = _gain_ps(node, sizes)
     return "" if gain >= 0 else f"it is too small to gain: it would take {-gain / 1e6:.1f} us more in integers"
 
 
@@ -85,6 +89,31 @@ def quantize_layers(model: Model, layers: Collection[str]) -> None:
             if label(node) in layers and is_candidate(node) and not fault(node, model.opset):
                 writer.write(graph, node)
     model.tidy()
+
+
+def _gain_ps(node: Node, sizes: Sizes) -> float:
+    shape = _stored(node.inputs[1]).shape
+    if node.op == "LSTM":
+        directions, gates, inputs = shape
+        steps, batch, _ = sizes.get(node.inputs[0].name, (1, 1, inputs))
+        return lstm_gain_ps(directions, inputs, gates // 4, steps, batch)
+    inputs, outputs = shape[:-3:-1] if _is_turned(node) else shape[-2:]
+    made = prod(sizes.get(node.outputs[0].name, (outputs,)))
+    return product_gain_ps(made / outputs, inputs, outputs, prod(shape))
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """The matrix that a Transpose turns, where the weights are one: it is not folded where others read it unturned."""
+    maker = next(iter(weight.inputs), None)
+    if maker is None or maker.op != "Transpose" or not maker.is_standard or not is_constant(maker.inputs[0]):
+        return weight
+    matrix: Tensor = maker.inputs[0]
+    return matrix if len(matrix.shape) == 2 and maker.attrs.get("perm", [1, 0]) == [1, 0] else weight
+
+
+def _is_turned(node: Node) -> bool:
+    """Are the weights of a product stored as (outputs, inputs)?"""
+    return (_stored(node.inputs[1]) is not node.inputs[1]) != bool(node.attrs.get("transB", 0))
 
 
 def _weight_fault(weight: Tensor) -> str:
@@ -160,11 +189,12 @@ class _Writer:
 
     def _product(self, graph: Graph, node: Node) -> None:
         x, weight = node.inputs[:2]
+        form = "transposed" if _is_turned(node) else "columns"
         attrs, node.attrs = node.attrs, {}
         addend = self._addend(graph, node, attrs.get("beta", 1.0))
         if attrs.get("transA", 0):
             x = self._node(graph, "Transpose", [x], f"{x.name}_transposed", np.float32, perm=[1, 0])
-        steps, scale = self._weight(weight, "transposed" if attrs.get("transB", 0) else "columns")
+        steps, scale = self._weight(_stored(weight), form)
         if (alpha := attrs.get("alpha", 1.0)) != 1:
             scale = self.model.constant(scale.name, scale.values * np.float32(alpha))
         integers, x_scale, x_zero = self._input(graph, x)

@@ -20,11 +20,6 @@ An LSTM of 64 cells that reads 64 numbers, 60 steps: 59 and 42; of 32 cells, 50 
 
 from __future__ import annotations
 
-from math import prod
-
-from onnxopt.graph.ir import Node
-from onnxopt.quantization.eligible import Sizes
-
 _PRODUCT_PS = 5.2
 _WEIGHT_PS = 17
 _INPUT_PS = -37
@@ -33,26 +28,20 @@ _CALL_PS = -590_000
 _STEP_PS = -130_000
 
 
-def gain_ps(node: Node, sizes: Sizes) -> float:
-    """What a MatMul, Gemm or LSTM with constant weights gains by integers, in picoseconds; negative: it loses.
+def product_gain_ps(rows: float, inputs: int, outputs: int, weights: int) -> float:
+    """What (rows, inputs) times (inputs, outputs) gains by integers, in picoseconds; negative: it loses.
 
-    ``sizes`` are observed shapes by tensor; of tensors that are missing there, one row is assumed.
+    ``weights`` is how many are read: more than inputs x outputs where rows have matrices of their own.
     """
-    if node.op == "LSTM":
-        return _lstm_gain(node, sizes)
-    shape = node.inputs[1].shape
-    inputs, outputs = shape[:-3:-1] if node.attrs.get("transB", 0) else shape[-2:]
-    made = prod(sizes.get(node.outputs[0].name, (outputs,)))
-    return _product_gain(made / outputs, inputs, outputs, prod(shape)) + _CALL_PS
+    return _product_gain(rows, inputs, outputs, weights) + _CALL_PS
 
 
-def _lstm_gain(node: Node, sizes: Sizes) -> float:
-    """All steps read the input at once; what comes back from the step before is read step by step."""
-    directions, outputs, inputs = node.inputs[1].shape
-    steps, batch, _ = sizes.get(node.inputs[0].name, (1, 1, inputs))
-    before = _product_gain(steps * batch, inputs, outputs, inputs * outputs)
-    each = _product_gain(batch, outputs // 4, outputs, outputs**2 // 4) + _STEP_PS
-    return float(directions * (before + steps * each) + _CALL_PS)
+def lstm_gain_ps(directions: int, inputs: int, cells: int, steps: int, batch: int) -> float:
+    """The same of an LSTM: all steps read the input at once; what comes back from the step before, step by step."""
+    gates = 4 * cells
+    before = _product_gain(steps * batch, inputs, gates, inputs * gates)
+    each = _product_gain(batch, cells, gates, cells * gates) + _STEP_PS
+    return directions * (before + steps * each) + _CALL_PS
 
 
 def _product_gain(rows: float, inputs: int, outputs: int, weights: int) -> float:
