@@ -5,7 +5,7 @@ What is measured once, ranges and shapes, serves every candidate that is built o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxopt.core.context import Context, Method
@@ -13,12 +13,14 @@ from onnxopt.core.pass_ import Skip, label
 from onnxopt.data.calibration import Calibration
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
+from onnxopt.numerics.qparams import QParams
 from onnxopt.numerics.ranges import Range
 from onnxopt.quantization import qdq
-from onnxopt.quantization.bias_correction import measure
+from onnxopt.quantization.bias_correction import Read, measure
 from onnxopt.quantization.eligible import is_layer
 from onnxopt.quantization.placement import Placement, Reasons, place
 from onnxopt.quantization.plain_layers import make_plain
+from onnxopt.quantization.weights import LayerWeights, correct, nearest
 from onnxopt.runtime.audit import Audit, audit
 
 # Weights with a scale for each output channel.
@@ -87,23 +89,31 @@ class Builder:
         """The candidate without the nodes in ``left_out`` (label: reason); only skips where nothing is left to run in
         integers. A layer that ONNX Runtime leaves float all the same is left out as well."""
         left_out = self._left_out | dict(left_out)
-        per_channel = self.settings.per_channel and self.plain.opset >= PER_CHANNEL_OPSET
         while True:
             model = self.plain.clone()
             placement = self.place(model, left_out)
             if not placement.units:
                 return placement.skips
             params = qdq.choose(placement, self._ranges.found)
-            correct = self.settings.bias_correction
-            means = measure(self.plain, self.context, placement, params) if correct else {}
-            layers = tuple(label(u.node) for u in placement.units if is_layer(u.node))
-            qdq.write(model, placement, params, means, per_channel=per_channel)
+            weights = self._weights(placement, params)
+            layers = tuple(weights)
+            qdq.write(model, placement, params, weights)
             model.tidy()
             executed = audit(model)
             refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in layers}
             if not refused:
                 return Candidate(model, placement, executed, layers, left_out)
             left_out |= refused
+
+    def _weights(self, placement: Placement, params: Mapping[str, QParams]) -> dict[str, LayerWeights]:
+        """The placement's layers in integers, by label."""
+        units = [u for u in placement.units if is_layer(u.node)]
+        per_channel = self.settings.per_channel and self.plain.opset >= PER_CHANNEL_OPSET
+        found = {label(u.node): nearest(u.node, params[u.reads[0].name], per_channel=per_channel) for u in units}
+        if self.settings.bias_correction:
+            means = measure(self.plain, self.context, placement, params)
+            found |= {label(u.node): correct(u.node, found[label(u.node)], means[Read.by(u)]) for u in units}
+        return found
 
 
 class _Ranges:

@@ -12,36 +12,28 @@ runtime melts a node between DequantizeLinear and QuantizeLinear into one intege
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 
 from onnxopt.core.pass_ import label
-from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, is_constant, replace_uses
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.qparams import (
-    BIAS_LIMIT,
     INT8,
-    INT32,
     UINT8,
     QParams,
-    QuantType,
-    bias_quantize,
-    dequantize,
     qparams_asymmetric,
     quantize,
-    smallest_weight_scale,
-    weight_qparams,
 )
 from onnxopt.numerics.ranges import Range
-from onnxopt.quantization.bias_correction import Means, Read
-from onnxopt.quantization.eligible import clamp_limits, column_bias, output_axis
+from onnxopt.quantization.eligible import clamp_limits
 from onnxopt.quantization.kernels import KERNELS, Kind
 from onnxopt.quantization.placement import Placement, Unit
+from onnxopt.quantization.weights import LayerWeights
 
 _NO_LIMITS = (-np.inf, np.inf)
 # The quick integer convolution takes input channels by fours.
@@ -76,16 +68,10 @@ def write(
     model: Model,
     placement: Placement,
     params: Mapping[str, QParams],
-    means: Mapping[Read, Means] | None = None,
-    *,
-    per_channel: bool = True,
+    weights: Mapping[str, LayerWeights],
 ) -> None:
-    """Change the model. ``params`` are from ``choose``.
-
-    ``means`` are those of the layers' inputs: with them the bias makes good for what rounding adds on average.
-    ``per_channel``: one weight scale for each output channel (needs opset 13), otherwise one for each weight.
-    """
-    writer = _Writer(model, placement, params, means or {}, per_channel)
+    """Change the model. ``params`` are from ``choose``, by tensor; ``weights`` are those of the placement's layers."""
+    writer = _Writer(model, placement, params, weights)
     moved = {t.name for u in placement.units if u.moves for t in u.writes}
     for name, tensor in {**placement.read, **placement.made}.items():
         if name not in moved:
@@ -106,8 +92,7 @@ class _Writer:
     model: Model
     placement: Placement
     params: Mapping[str, QParams]
-    means: Mapping[Read, Means]
-    per_channel: bool
+    weights: Mapping[str, LayerWeights]
     integers: dict[str, Variable] = field(default_factory=dict)  # by the name of the tensor that they stand for
     shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # scales, zero points, weights by content
 
@@ -145,7 +130,7 @@ class _Writer:
         for i, tensor in enumerate(unit.node.inputs):
             if is_constant(tensor):
                 params = qparams_asymmetric(tensor.values.min(), tensor.values.max())
-                unit.node.inputs[i] = self._stored(tensor, params, UINT8)
+                unit.node.inputs[i] = self._stored(tensor, quantize(tensor.values, params, UINT8), params)
 
     def convolve(self, unit: Unit) -> None:
         """Write an average as a convolution of each channel with equal weights."""
@@ -161,30 +146,18 @@ class _Writer:
         node.attrs = kept | {"group": channels}
 
     def parameters(self, unit: Unit) -> None:
-        """Quantize a layer's weights, and its bias to the scale of their products with the input."""
+        """Give a layer its integer weights, and its bias on the scale of their products with the input."""
         node, (source,) = unit.node, unit.reads
-        weight, bias = node.inputs[1], column_bias(node)
-        assert bias is not None
-        axis = output_axis(node)
-        input_scale = self.params[source.name].scale
-        least = smallest_weight_scale(bias, input_scale)
-        params = (
-            weight_qparams(weight.values, axis, at_least=least)
-            if self.per_channel
-            else weight_qparams(weight.values, None, at_least=least.max())
-        )
-        if means := self.means.get(Read.by(unit)):
-            correction = self._correction(node, params, means)
-            if node.op == "MatMul":
-                self._add_behind(node, correction)
-            else:
-                bias = bias + correction
-        rounded = node.inputs[0]
+        found, weight, rounded = self.weights[label(node)], node.inputs[1], node.inputs[0]
+        steps, bias = found.steps, found.bias
+        if node.op == "MatMul":
+            self._add_behind(node, bias)
+            bias = np.zeros_like(bias)
         if missing := self._missing_channels(node, source):
-            weight, rounded = self._widen(weight, source, missing)
-        node.inputs = [rounded, self._stored(weight, params, INT8, axis)]
+            steps, rounded = self._widen(steps, source, missing)
+        node.inputs = [rounded, self._stored(weight, steps, found.params, found.axis)]
         if bias.any():
-            node.inputs.append(self._bias(f"{label(node)}.bias", bias, input_scale, params.scale))
+            node.inputs.append(self._bias(f"{label(node)}.bias", replace(found, bias=bias)))
 
     def _missing_channels(self, node: Node, source: Variable) -> int:
         """How many more input channels, of zeros, make a convolution of rounded floats quicker: for colours, mostly."""
@@ -194,23 +167,16 @@ class _Writer:
         missing = -channels % _CHANNEL_STEP
         return missing if missing <= channels and self.model.opset >= KERNELS["Pad"].since else 0
 
-    def _widen(self, weight: Constant, source: Variable, missing: int) -> tuple[Constant, Variable]:
-        """A weight and the integers it meets with ``missing`` channels of zeros more, the latter read back."""
+    def _widen(self, steps: Array, source: Variable, missing: int) -> tuple[Array, Variable]:
+        """Weights and the integers that they meet with ``missing`` channels of zeros more, the latter read back."""
         params, integers = self.params[source.name], self.integers[source.name]
         wide, rounded = (Variable(self.model.fresh_name(f"{t.name}_wide"), t.dtype) for t in (integers, source))
-        added = np.zeros((2, len(weight.shape)), np.int64)
+        added = np.zeros((2, steps.ndim), np.int64)
         added[1, 1] = missing
         pads = [self._constant(f"{wide.name}_pads", added.reshape(-1)), self._constant("zero_point", params.zero_point)]
         self.model.graph.nodes.append(Node("Pad", self.model.fresh_name(f"{wide.name}_Pad"), [integers, *pads], [wide]))
         self._node("DequantizeLinear", wide, rounded, params)
-        return self.model.constant(f"{weight.name}_wide", np.pad(weight.values, added.T)), rounded
-
-    def _correction(self, node: Node, params: QParams, means: Means) -> Floats:
-        """What rounding the weights and the input takes from a layer's outputs on average, (channels,)."""
-        weight, layout = node.inputs[1].values, layers.layout(node)
-        axis = output_axis(node) if params.scale.ndim else None
-        rounded = dequantize(quantize(weight, params, INT8, axis), params, axis)
-        return layout.respond(weight, means.exact) - layout.respond(rounded, means.rounded)
+        return np.pad(steps, added.T), rounded
 
     def _add_behind(self, node: Node, correction: Floats) -> None:
         """Take a correction into the constants that are added to a product, if they are."""
@@ -222,22 +188,18 @@ class _Writer:
                 values = tensor.values + correction.astype(np.float32)
                 add.inputs[i] = self.model.constant(f"{tensor.name}_corrected", values)
 
-    def _bias(self, stem: str, bias: Floats, input_scale: Array, weight_scale: Array) -> Variable:
-        limit = BIAS_LIMIT * input_scale.astype(np.float64) * weight_scale
-        steps, scale = bias_quantize(np.clip(bias, -limit, limit), input_scale, weight_scale)
-        scale = scale if self.per_channel else scale[0]
+    def _bias(self, stem: str, weights: LayerWeights) -> Variable:
+        steps, params = weights.int32_bias()
         rounded = Variable(self.model.fresh_name(stem), np.dtype(np.float32), steps.shape)
-        params = QParams(scale, np.zeros(scale.shape, INT32.dtype))
         self._node("DequantizeLinear", self.model.constant(f"{stem}_quantized", steps), rounded, params, 0)
         return rounded
 
-    def _stored(self, constant: Constant, params: QParams, qtype: QuantType, axis: int | None = None) -> Tensor:
-        """A constant as integers, read back; made once for all nodes that want it on the same scale."""
-        key = (constant.name, params.scale.tobytes(), axis)
+    def _stored(self, constant: Constant, steps: Array, params: QParams, axis: int | None = None) -> Tensor:
+        """A constant as integers, read back; made once for all nodes that want the same."""
+        key = (constant.name, params.scale.tobytes(), axis, steps.tobytes())
         if key not in self.shared:
             axis = axis if params.scale.ndim else None
-            steps = quantize(constant.values, params, qtype, axis)
-            rounded = self._like(constant, "rounded")
+            rounded = Variable(self.model.fresh_name(f"{constant.name}_rounded"), constant.dtype, steps.shape)
             integers = self.model.constant(f"{constant.name}_quantized", steps)
             self._node("DequantizeLinear", integers, rounded, params, axis)
             self.shared[key] = rounded
