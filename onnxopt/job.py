@@ -77,7 +77,10 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How the passes run and the result is judged. ``batch`` is the one that latency is measured at."""
+    """How the passes run and the result is judged.
+
+    ``batch`` is the one that latency is measured at; ``target`` what the model is made for, though it is judged here.
+    """
 
     keep_order: bool = False
     stop_after: int | None = None
@@ -210,9 +213,10 @@ def _judged(
     track: Track,
 ) -> Report:
     """The report with a validation, what the gates say of it, and the verdict."""
-    validation = compare(
-        reference, candidate, test, threads=options.threads, batch=options.batch, target=options.target, track=track
-    )
+    validation = compare(reference, candidate, test, threads=options.threads, batch=options.batch, track=track)
+    if options.target.name != validation.target:
+        note = f"validated on {validation.target}, not on {options.target.name}"
+        report = replace(report, notes=(*report.notes, note))
     results = evaluate(gates, validation, *sizes)
     holds = all(gate.holds is not False for gate in results)
     verdict: Verdict = "accepted" if holds else "forced" if options.force else "rejected"

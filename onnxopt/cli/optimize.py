@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from onnxopt.cli.options import FILE, data_options, gate_options, run_options
+from onnxopt.cli.options import FILE, data_options, gate_options, run_options, target_option
 from onnxopt.cli.output import Output
+from onnxopt.runtime.target import Target
 
 
 @click.command(epilog="Exit codes: 0 saved, 1 a gate failed and nothing was saved, 2 wrong usage or bad input.")
@@ -19,6 +20,7 @@ from onnxopt.cli.output import Output
 @click.option("--test-data", metavar="SOURCE", help="Feeds to judge on.  [default: a quarter of --data, held back]")
 @data_options
 @gate_options
+@target_option
 @click.option("--force", is_flag=True, help="Save even if a gate fails.")
 @click.option("--no-validate", is_flag=True, help="Do not compare with the original; the report says so.")
 @click.option("--keep-order", is_flag=True, help="Run the passes in the order given.")
@@ -43,6 +45,7 @@ def optimize(
     min_sqnr: float | None,
     min_speedup: float | None,
     max_size: int | None,
+    processor: Target,
     force: bool,
     no_validate: bool,
     keep_order: bool,
@@ -100,6 +103,7 @@ def optimize(
                 in_place=in_place,
                 threads=threads,
                 batch=batch,
+                target=processor,
                 cache=cache,
                 external_root=allow_external_root,
             ),

@@ -11,6 +11,7 @@ import click
 
 from onnxopt.check.limits import parse_share, parse_size
 from onnxopt.errors import SpecError
+from onnxopt.runtime.target import NATIVE, TARGETS, Target, find_target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,6 +75,19 @@ class Dimension(click.ParamType[tuple[str, int]]):
         return name, int(size)
 
 
+class TargetName(click.ParamType[Target]):
+    """``x86-64-avx2``: a processor that models are made for."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        """The target."""
+        try:
+            return value if isinstance(value, Target) else find_target(value)
+        except SpecError as error:
+            self.fail(str(error), param, ctx)
+
+
 def data_options(command: F) -> F:
     """--data, --preprocess, --samples, --seed, --dim"""
     for option in (
@@ -110,6 +124,19 @@ def gate_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def target_option(command: F) -> F:
+    """--target"""
+    return click.option(
+        "--target",
+        "processor",
+        type=TargetName(),
+        default=NATIVE.name,
+        show_default=True,
+        metavar="NAME",
+        help=f"What the model will run on: {', '.join(TARGETS)}.",
+    )(command)
 
 
 def output_options(command: F) -> F:

@@ -142,6 +142,7 @@ def test_a_data_file_that_is_not_there(net: Path, run) -> None:
         (["--passes", "clean", "--max-size", "9" * 400], "is more than any file"),
         (["--passes", "clean", "--dim", "n=" + "9" * 5000], "is no dimension"),
         (["--passes", "clean", "--preprocess", "imagnet"], "imagenet"),
+        (["--passes", "clean", "--target", "avx2"], "no target is named 'avx2'; did you mean 'x86-64-avx2'"),
     ],
 )
 def test_wrong_options_fail_before_the_model_is_read(arguments, message: str, net: Path, run) -> None:

@@ -45,6 +45,14 @@ def test_the_main_job_on_a_sample_model(run, tmp_path: Path) -> None:
     assert report["output"]["bytes"] == (tmp_path / "small.onnx").stat().st_size
 
 
+def test_what_is_made_for_another_processor_is_judged_here_and_says_so(net: Path, run) -> None:
+    done = run("optimize", net, "--passes", "clean", "--target", "arm64", "--report", net.parent / "r.json")
+    assert done.code == 0, done.err
+    report = json.loads((net.parent / "r.json").read_text())
+    assert report["validation"][0]["target"] == "native"
+    assert "validated on native, not on arm64" in report["notes"]
+
+
 def test_an_exact_pass_is_saved_with_its_provenance(net: Path, run) -> None:
     done = run("optimize", net, "--passes", "fold-bn", "--check-each", "--report", net.parent / "r.json")
     assert done.code == 0, done.err
