@@ -247,3 +247,6 @@ _FORMULAS: dict[str, Formula] = {
     "Attention": _attention,
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention", "QAttention"), _uncounted),
 }
+
+# The operators that this file counts MACs of.
+PRODUCTS = frozenset(_FORMULAS)

@@ -11,16 +11,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import onnx
 
+from onnxopt.graph import shapes
+from onnxopt.graph.cost import PRODUCTS, Shape, cost
 from onnxopt.graph.ir import Node, Scope, is_constant
 from onnxopt.graph.model import Model
+from onnxopt.runtime.islands import DEQUANTIZE, QUANTIZE, Obstacle, Rules, flaw, obstacle, only_reader
 from onnxopt.runtime.session import Session
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 INTEGER_KERNELS = frozenset(
     {
         "QLinearConv",
@@ -34,19 +36,27 @@ INTEGER_KERNELS = frozenset(
         "DynamicQuantizeLSTM",
     }
 )
-_NO_KERNEL = ("ConvTranspose", "LSTM", "GRU", "RNN")
 _MARK = re.compile(r"onnxopt\.(\d+)\.")
+# What changes of layout and shape leave behind; they often give a fused tensor its name.
+_MOVES = ("Transpose", "Reshape", "ReorderOutput")
+_UNKNOWN = Obstacle("ONNX Runtime has no integer kernel for this combination of types, scales and attributes")
+_NONE = Obstacle("")
 
 
 @dataclass(frozen=True)
 class Executed:
-    """One node of the model: its name and operator, the kernel that does its work ("" if none: folded away), and, for
-    a float kernel, why."""
+    """One node of the model: its name and operator, and the kernel that does its work ("" if none: fused or folded).
+
+    For a float kernel of a product, ``why``, and what would ``mend`` it ("" if nothing would); for an integer kernel,
+    both tell why its numbers are wrong, if they are. ``macs`` is None where they are not known.
+    """
 
     node: str
     op: str
     kernel: str
     why: str
+    mend: str = ""
+    macs: int | None = None
 
     @property
     def integer(self) -> bool:
@@ -55,10 +65,21 @@ class Executed:
 
 @dataclass(frozen=True)
 class Audit:
-    """``nodes`` are the products of the model, in order; ``operators`` counts what the runtime executes, by type."""
+    """``every`` is each node of the model, in the order of ``Model.nodes``; ``operators`` counts what the runtime
+    executes, by type."""
 
-    nodes: tuple[Executed, ...]
+    every: tuple[Executed, ...]
     operators: Mapping[str, int]
+
+    @property
+    def nodes(self) -> tuple[Executed, ...]:
+        """The products: convolutions, matrix products, recurrent cells, attention."""
+        return tuple(n for n in self.every if n.op in PRODUCTS)
+
+    @property
+    def steps(self) -> tuple[Executed, ...]:
+        """The model's own steps between float and integer; those without a kernel are part of another one."""
+        return tuple(n for n in self.every if n.op in QUANTIZE or n.op == DEQUANTIZE)
 
     @property
     def integer(self) -> tuple[Executed, ...]:
@@ -71,30 +92,63 @@ class Audit:
         return tuple(n for n in self.nodes if n.kernel and not n.integer)
 
     @property
+    def quantizations(self) -> int:
+        """Steps from float to integer that are left."""
+        return sum(self.operators.get(op, 0) for op in QUANTIZE)
+
+    @property
+    def dequantizations(self) -> int:
+        """Steps from integer to float that are left."""
+        return self.operators.get(DEQUANTIZE, 0)
+
+    @property
     def conversions(self) -> int:
         """Steps from float to integer and back that are left."""
-        return self.operators.get("QuantizeLinear", 0) + self.operators.get("DequantizeLinear", 0)
+        return self.quantizations + self.dequantizations
+
+    @property
+    def integer_share(self) -> float | None:
+        """Share of the multiply-accumulate operations that integer kernels do, of those that are known; None if none
+        are."""
+        total = sum(n.macs or 0 for n in self.nodes if n.kernel)
+        return sum(n.macs or 0 for n in self.integer) / total if total else None
 
 
-def audit(model: Model) -> Audit:
-    """Look at a model as the CPU provider runs it. Raises ExecutionError when it cannot load the model."""
+def is_quantized(model: Model) -> bool:
+    """Does any node compute in integers, or between float and integer?"""
+    marks = {*INTEGER_KERNELS, *QUANTIZE, DEQUANTIZE}
+    return any(node.op in marks for node in model.nodes())
+
+
+def audit(model: Model, *, rules: Rules = "native", shapes_of: Mapping[str, Shape] | None = None) -> Audit:
+    """Look at a model as the CPU provider runs it, here or, by its ``rules``, on ARM.
+
+    ``shapes_of`` gives tensors' shapes by name; without it no MACs are counted. Raises ExecutionError when ONNX Runtime
+    cannot load the model.
+    """
     marked = model.clone()
-    scopes = [Scope(graph) for graph in marked.graphs()]
-    found = [(n, s) for s in scopes for n in s.graph.nodes if n.op in PRODUCTS or n.op in INTEGER_KERNELS]
-    products = [(node, scope, _label(node), _why(node, scope)) for node, scope in found]
+    proven = cache(lambda: shapes.proven(model))
+    places = [(node, scope) for scope in (Scope(g, proven) for g in marked.graphs()) for node in scope.graph.nodes]
+    reasons = [_reasons(node, scope, rules) if node.op in PRODUCTS else (_NONE, _NONE) for node, scope in places]
+    macs = [n.macs for n in cost(model, shapes_of).nodes] if shapes_of is not None else [None] * len(places)
+    names = [_label(node) for node, _ in places]
     number = _mark(marked)
-    executed = list(_executed(marked))
-    kernels = {int(m[1]): n.op_type for n in executed for m in _MARK.finditer(n.name)}
-    result = []
-    for node, scope, name, why in products:
-        place: Node | None = node
-        while place is not None and number[id(place)] not in kernels:
-            place = _only_reader(place, scope)  # a fused kernel may be called after the last node in it
-        kernel = kernels[number[id(place)]] if place is not None else ""
-        if place is not node and place is not None and kernel == place.op:
-            kernel = ""  # the reader executes as itself: what it reads was folded into a constant
-        result.append(Executed(name, node.op, kernel, "" if kernel in INTEGER_KERNELS or not kernel else why))
-    return Audit(tuple(result), dict(Counter(n.op_type for n in executed)))
+    executed = list(_executed(marked, rules))
+    named, made = _kernels(executed)
+    constant = _constant_nodes(marked)
+    every = []
+    for (node, scope), (why, wrong), name, work in zip(places, reasons, names, macs, strict=True):
+        kernel = named.get(number[id(node)], "")
+        if not kernel and node.op in PRODUCTS and id(node) not in constant:
+            kernel = _kernel_behind(node, scope, number, named, made)
+        said = _NONE if not kernel else wrong if kernel in INTEGER_KERNELS else why
+        every.append(Executed(name, node.op, kernel, said.why, said.mend, work if node.op in PRODUCTS else None))
+    return Audit(tuple(every), dict(Counter(n.op_type for n in executed)))
+
+
+def _reasons(node: Node, scope: Scope, rules: Rules) -> tuple[Obstacle, Obstacle]:
+    """Why a product would be float, and why its integer kernel would be wrong."""
+    return obstacle(node, scope, rules) or _UNKNOWN, flaw(node, scope) or _NONE
 
 
 def _mark(model: Model) -> dict[int, int]:
@@ -108,11 +162,11 @@ def _mark(model: Model) -> dict[int, int]:
     return numbers
 
 
-def _executed(model: Model) -> Iterator[onnx.NodeProto]:
+def _executed(model: Model, rules: Rules = "native") -> Iterator[onnx.NodeProto]:
     """The nodes of the graph that the session runs, those in bodies included."""
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
         path = Path(folder) / "optimized.onnx"
-        Session(model, save_optimized=path)
+        Session(model, save_optimized=path, arm_rules=rules == "arm")
         stack = [onnx.load(path, load_external_data=False).graph]
     while stack:
         graph = stack.pop()
@@ -121,48 +175,43 @@ def _executed(model: Model) -> Iterator[onnx.NodeProto]:
             stack += [a.g for a in node.attribute if a.HasField("g")]
 
 
-def _only_reader(node: Node, scope: Scope) -> Node | None:
-    made = next((t for t in node.outputs if not t.is_empty()), None)
-    return made.outputs[0] if made is not None and scope.used_once(made) else None
+def _kernels(executed: list[onnx.NodeProto]) -> tuple[dict[int, str], dict[int, str]]:
+    """Kernels by the number of a node whose name they bear; and those that bear none by the node whose output they
+    make."""
+    named: dict[int, str] = {}
+    made: dict[int, str] = {}
+    for node in executed:
+        for mark in map(int, _MARK.findall(node.name)):
+            if node.op_type in INTEGER_KERNELS or named.get(mark) not in PRODUCTS:
+                named[mark] = node.op_type
+        if not _MARK.search(node.name) and node.op_type not in _MOVES:
+            made |= {int(m): node.op_type for name in node.output for m in _MARK.findall(name)}
+    return named, made
 
 
-def _why(node: Node, scope: Scope) -> str:
-    """What keeps a node that computes in floats from an integer kernel."""
-    if node.op in _NO_KERNEL:
-        return f"there is no integer kernel for {node.op} with static scales"
-    x, weight = (_dequantized(t) for t in node.inputs[:2])
-    if x is None or weight is None:
-        what = "input" if x is None else "weight" if is_constant(node.inputs[1]) else "second input"
-        return f"its {what} '{node.inputs[0 if x is None else 1].name}' is float"
-    if not is_constant(weight.inputs[0]) and node.op != "MatMul":
-        return "its weights are computed at run time"
-    bias = _dequantized(node.inputs[2]) if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
-    if len(node.inputs) > 2 and bias is None and not node.inputs[2].is_empty():
-        return f"its bias '{node.inputs[2].name}' is float"
-    if bias is not None and not _on_product_scale(x, weight, bias):
-        return "the scale of its bias is not that of input times weight"
-    reader = _only_reader(node, scope)
-    while reader is not None and reader.op in ("Relu", "Clip"):
-        reader = _only_reader(reader, scope)
-    if node.op == "Conv" and (reader is None or reader.op != "QuantizeLinear"):
-        return "its output is read as float, and its integer kernel gives integers only"
-    if reader is not None and reader.op == "Add":
-        return "the Add behind it is fused with it before integer kernels are looked for"
-    return "ONNX Runtime has no integer kernel for this combination of types, scales and attributes"
+def _kernel_behind(
+    node: Node, scope: Scope, number: Mapping[int, int], named: Mapping[int, str], made: Mapping[int, str]
+) -> str:
+    """A fused kernel may be called after the last node in it, or after nothing at all."""
+    place: Node | None = node
+    while place is not None:
+        i = number[id(place)]
+        if i in named or i in made:
+            kernel = named.get(i) or made[i]
+            # A reader that executes as itself reads what was folded into a constant.
+            return kernel if kernel != place.op else ""
+        place = only_reader(place, scope)
+    return ""
 
 
-def _dequantized(tensor: object) -> Node | None:
-    """The DequantizeLinear that makes a tensor, if one does."""
-    made_by = next(iter(tensor.inputs), None)  # type: ignore[attr-defined]  # a graphsurgeon tensor
-    return made_by if made_by is not None and made_by.op == "DequantizeLinear" else None
-
-
-def _on_product_scale(x: Node, weight: Node, bias: Node) -> bool:
-    scales = [n.inputs[1] for n in (x, weight, bias)]
-    if not all(map(is_constant, scales)):
-        return False
-    a, b, c = (np.asarray(s.values, np.float64) for s in scales)
-    return bool(np.allclose(a * b, c, rtol=1e-5, atol=0))
+def _constant_nodes(model: Model) -> set[int]:
+    """The nodes that compute with constants only, by ``id``: they are gone when the model is loaded."""
+    found: set[int] = set()
+    for node in model.nodes():
+        given = [t for t in node.inputs if not t.is_empty()]
+        if given and all(is_constant(t) or any(id(p) in found for p in t.inputs) for t in given):
+            found.add(id(node))
+    return found
 
 
 def _label(node: Node) -> str:

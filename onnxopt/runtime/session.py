@@ -29,7 +29,8 @@ class Session:
 
     ``outputs`` are tensors to read instead of the model's own outputs (inputs of the model may be among them);
     ``optimize`` False runs the graph as it is written, without fusions; ``save_optimized`` keeps what ONNX Runtime made
-    of it. Raises ExecutionError when ONNX Runtime refuses the model.
+    of it; ``arm_rules`` lets it choose integer kernels as its ARM builds do, which shows what those would run, but not
+    how fast. Raises ExecutionError when ONNX Runtime refuses the model.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         optimize: bool = True,
         save_optimized: str | Path | None = None,
+        arm_rules: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -49,6 +51,8 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        if arm_rules:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
             # Beside it, so that models of any size can be saved.
