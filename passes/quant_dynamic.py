@@ -16,7 +16,8 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
-from onnxopt.quantization import dynamic
+from onnxopt.quantization import dynamic_eligible as eligible
+from onnxopt.quantization.dynamic import quantize_layers
 from onnxopt.quantization.eligible import Sizes
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.runtime.audit import audit
@@ -39,13 +40,13 @@ class QuantDynamic(Pass):
         plain = model.clone()
         notes: tuple[Skip, ...] = ()
         try:
-            plain.upgrade(dynamic.OLDEST_OPSET)
+            plain.upgrade(eligible.OLDEST_OPSET)
         except ModelError as error:
             notes = (Skip("opset", str(error)),)
         chosen, left = self._choose(plain, context.shapes(plain))
         while chosen:
             candidate = plain.clone()
-            dynamic.quantize_layers(candidate, chosen)
+            quantize_layers(candidate, chosen)
             if why := _cannot_run(candidate, context):
                 return PassResult(0, (*notes, Skip("model", why)))
             executed = audit(candidate)
@@ -75,16 +76,18 @@ class QuantDynamic(Pass):
         patterns = [p for p in self.exclude.split("+") if p]
         chosen: list[str] = []
         left: dict[str, str] = {}
-        for node in filter(dynamic.is_candidate, model.nodes()):
+        for node in filter(eligible.is_candidate, model.nodes()):
             name = label(node)
             if any(fnmatchcase(name, p) for p in patterns):
                 left[name] = "excluded"
             elif node.op == "Gather" and not self.embeddings:
                 left[name] = "embeddings=false"
-            elif why := dynamic.fault(node, model.opset) or dynamic.loss(node, sizes):
+            elif why := eligible.fault(node, model.opset) or eligible.loss(node, sizes):
                 left[name] = why
             else:
-                chosen.append(name)
+                if not node.name or name in chosen or name in left:
+                    node.name = model.fresh_name(f"{node.op}_{name}")
+                chosen.append(node.name)
         return chosen, left
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from math import prod
 
 import numpy as np
 import onnx
@@ -21,64 +20,10 @@ from onnxopt.core.pass_ import label
 from onnxopt.graph.ir import Constant, Graph, Node, Tensor, Variable, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
-from onnxopt.numerics.qparams import INT8, SMALLEST_SCALE, UINT8, quantize, weight_qparams
-from onnxopt.quantization.dynamic_cost import lstm_gain_ps, product_gain_ps
-from onnxopt.quantization.eligible import Sizes
+from onnxopt.numerics.qparams import INT8, UINT8, quantize, weight_qparams
+from onnxopt.quantization.dynamic_eligible import fault, is_candidate, is_turned, stored
 
-PRODUCTS = ("MatMul", "Gemm")
-OLDEST_OPSET = 11
-
-# Operators with weights that stay float, and why.
-_NO_KERNEL = {
-    "Conv": "its integer kernel for dynamic scales, ConvInteger, is slower than the float one",
-    "ConvTranspose": "ConvTranspose has no integer kernel",
-    "GRU": "GRU has no integer kernel",
-    "RNN": "RNN has no integer kernel",
-    "Einsum": "Einsum has no integer kernel",
-}
 _DOMAIN = "com.microsoft"
-# A lookup in integers takes a microsecond more: it must save some bytes, three of four.
-_SMALL_TABLE = 2**13
-_TABLE_DB = 30.0
-
-
-def is_candidate(node: Node) -> bool:
-    """Is this an operator with weights? Of Gather, those that read a float table."""
-    if not node.is_standard:
-        return False
-    if node.op == "Gather":
-        table = node.inputs[0]
-        return is_constant(table) and table.dtype.kind == "f" and len(table.shape) > 1
-    return node.op in (*PRODUCTS, "LSTM") or node.op in _NO_KERNEL
-
-
-def fault(node: Node, opset: int) -> str:
-    """Why a candidate cannot be quantized dynamically; empty if it can."""
-    if node.op in _NO_KERNEL:
-        return _NO_KERNEL[node.op]
-    if node.op in PRODUCTS and opset < OLDEST_OPSET:
-        return f"{node.op} takes dynamic scales from opset {OLDEST_OPSET} on"
-    if node.op == "Gather":
-        return _table_fault(node)
-    if node.op == "LSTM":
-        if node.attrs.get("layout", 0):
-            return "there is no integer kernel for layout=1"
-        return next(filter(None, map(_weight_fault, node.inputs[1:3])), "")
-    if is_constant(node.inputs[0]):
-        return "its constant is the first factor"
-    return _weight_fault(_stored(node.inputs[1]))
-
-
-def loss(node: Node, sizes: Sizes) -> str:
-    """Why it would take more time in integers; empty if it would not. ``sizes`` are observed shapes by tensor.
-
-    Where a shape is missing there, one row is assumed, and one step.
-    """
-    if node.op == "Gather":
-        table = node.inputs[0]
-        return "" if table.values.size >= _SMALL_TABLE else f"its table is small: {table.values.size} numbers"
-    gain = _gain_ps(node, sizes)
-    return "" if gain >= 0 else f"it is too small to gain: it would take {-gain / 1e6:.1f} us more in integers"
 
 
 def quantize_layers(model: Model, layers: Collection[str]) -> None:
@@ -89,58 +34,6 @@ def quantize_layers(model: Model, layers: Collection[str]) -> None:
             if label(node) in layers and is_candidate(node) and not fault(node, model.opset):
                 writer.write(graph, node)
     model.tidy()
-
-
-def _gain_ps(node: Node, sizes: Sizes) -> float:
-    shape = _stored(node.inputs[1]).shape
-    if node.op == "LSTM":
-        directions, gates, inputs = shape
-        steps, batch, _ = sizes.get(node.inputs[0].name, (1, 1, inputs))
-        return lstm_gain_ps(directions, inputs, gates // 4, steps, batch)
-    inputs, outputs = shape[:-3:-1] if _is_turned(node) else shape[-2:]
-    made = prod(sizes.get(node.outputs[0].name, (outputs,)))
-    return product_gain_ps(made / outputs, inputs, outputs, prod(shape))
-
-
-def _stored(weight: Tensor) -> Tensor:
-    """The matrix that a Transpose turns, where the weights are one: it is not folded where others read it unturned."""
-    maker = next(iter(weight.inputs), None)
-    if maker is None or maker.op != "Transpose" or not maker.is_standard or not is_constant(maker.inputs[0]):
-        return weight
-    matrix: Tensor = maker.inputs[0]
-    return matrix if len(matrix.shape) == 2 and maker.attrs.get("perm", [1, 0]) == [1, 0] else weight
-
-
-def _is_turned(node: Node) -> bool:
-    """Are the weights of a product stored as (outputs, inputs)?"""
-    return (_stored(node.inputs[1]) is not node.inputs[1]) != bool(node.attrs.get("transB", 0))
-
-
-def _weight_fault(weight: Tensor) -> str:
-    if not is_constant(weight):
-        return "its weights are computed at run time"
-    if weight.dtype != np.float32:
-        return f"its weights are {weight.dtype}, not float32"
-    if len(weight.shape) < 2:
-        return "its weights are a vector"
-    if not weight.values.size:
-        return "its weights are empty"
-    if not np.isfinite(weight.values).all():
-        return "its weights are not all finite"
-    largest = float(np.abs(weight.values).max())
-    return f"its weights are too small: {largest:.0e} at most" if 0 < largest / 127 < SMALLEST_SCALE else ""
-
-
-def _table_fault(node: Node) -> str:
-    if why := _weight_fault(node.inputs[0]):
-        return why.replace("weights are", "table is")
-    if node.attrs.get("axis", 0) != 0:
-        return "it looks up columns, not rows"
-    table = node.inputs[0].values
-    steps, scale = _rows(table)
-    error = float(np.square(steps * scale - table, dtype=np.float64).sum())
-    db = 10 * np.log10(float(np.square(table, dtype=np.float64).sum()) / error) if error else np.inf
-    return "" if db >= _TABLE_DB else f"8 bits hold its table to {db:.0f} dB only"
 
 
 def _columns(values: Array) -> tuple[Array, Array]:
@@ -174,8 +67,8 @@ _FORMS = {"columns": _columns, "transposed": _transposed, "gates": _gates, "rows
 @dataclass
 class _Writer:
     model: Model
-    weights: dict[tuple[int, str], tuple[Constant, Constant]] = field(default_factory=dict)  # by weight and form
-    inputs: dict[tuple[int, int], list[Variable]] = field(default_factory=dict)  # by graph and tensor
+    weights: dict[tuple[Constant, str], tuple[Constant, Constant]] = field(default_factory=dict)  # by weight and form
+    inputs: dict[tuple[Graph, Tensor], list[Variable]] = field(default_factory=dict)
     zeros: dict[tuple[int, ...], Constant] = field(default_factory=dict)
 
     def write(self, graph: Graph, node: Node) -> None:
@@ -189,12 +82,12 @@ class _Writer:
 
     def _product(self, graph: Graph, node: Node) -> None:
         x, weight = node.inputs[:2]
-        form = "transposed" if _is_turned(node) else "columns"
+        form = "transposed" if is_turned(node) else "columns"
         attrs, node.attrs = node.attrs, {}
         addend = self._addend(graph, node, attrs.get("beta", 1.0))
         if attrs.get("transA", 0):
             x = self._node(graph, "Transpose", [x], f"{x.name}_transposed", np.float32, perm=[1, 0])
-        steps, scale = self._weight(_stored(weight), form)
+        steps, scale = self._weight(stored(weight), form)
         if (alpha := attrs.get("alpha", 1.0)) != 1:
             scale = self.model.constant(scale.name, scale.values * np.float32(alpha))
         integers, x_scale, x_zero = self._input(graph, x)
@@ -247,7 +140,7 @@ class _Writer:
 
     def _weight(self, weight: Constant, form: str) -> tuple[Constant, Constant]:
         """Integers and scales, made once for all nodes that want them of one weight in one form."""
-        key = id(weight), form
+        key = weight, form
         if key not in self.weights:
             steps, scale = _FORMS[form](weight.values)
             self.weights[key] = (
@@ -258,7 +151,7 @@ class _Writer:
 
     def _input(self, graph: Graph, x: Tensor) -> list[Variable]:
         """Integers, scale and zero point of what layers of one graph read; one quantization serves them all."""
-        key = id(graph), id(x)
+        key = graph, x
         if key not in self.inputs:
             kinds = (("quantized", UINT8.dtype), ("scale", np.dtype(np.float32)), ("zero_point", UINT8.dtype))
             made = [Variable(self.model.fresh_name(f"{x.name}_{kind}"), dtype) for kind, dtype in kinds]
