@@ -7,6 +7,7 @@ all the same is left alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -74,6 +75,7 @@ class QuantDynamic(Pass):
     def _choose(self, model: Model, sizes: Sizes) -> tuple[Sequence[str], dict[str, str]]:
         """The labels of the nodes to quantize, and of the others with the reason."""
         patterns = [p for p in self.exclude.split("+") if p]
+        labels = Counter(map(label, model.nodes()))
         chosen: list[str] = []
         left: dict[str, str] = {}
         for node in filter(eligible.is_candidate, model.nodes()):
@@ -85,7 +87,7 @@ class QuantDynamic(Pass):
             elif why := eligible.fault(node, model.opset) or eligible.loss(node, sizes):
                 left[name] = why
             else:
-                if not node.name or name in chosen or name in left:
+                if not node.name or labels[name] > 1:
                     node.name = model.fresh_name(f"{node.op}_{name}")
                 chosen.append(node.name)
         return chosen, left
