@@ -60,6 +60,7 @@ class Quant(Pass):
             "conversions": executed.conversions,
             "tensors": len(set(candidate.placement.roots.values())),
             "per_channel": self.per_channel and plain.opset >= PER_CHANNEL_OPSET,
+            "reduced_channels": candidate.reduced,
             "samples": context.dataset.count,
             "notes": list(builder.notes),
         }

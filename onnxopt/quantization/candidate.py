@@ -22,6 +22,7 @@ from onnxopt.quantization.placement import Placement, Reasons, place
 from onnxopt.quantization.plain_layers import make_plain
 from onnxopt.quantization.weights import LayerWeights, correct, nearest
 from onnxopt.runtime.audit import Audit, audit
+from onnxopt.runtime.probe import saturates
 
 # Weights with a scale for each output channel.
 PER_CHANNEL_OPSET = 13
@@ -42,13 +43,15 @@ class Settings:
 @dataclass(frozen=True)
 class Candidate:
     """A float model's integer form. ``layers`` are the nodes with weights that run in integers, ``left_out`` those that
-    were found not to; ``placement`` refers to the nodes of the integer model."""
+    were found not to; ``placement`` refers to the nodes of the integer model; ``reduced`` counts the channels whose
+    weights have fewer bits lest products overflow."""
 
     model: Model
     placement: Placement
     executed: Audit
     layers: tuple[str, ...]
     left_out: Reasons
+    reduced: int
 
     @property
     def skips(self) -> tuple[Skip, ...]:
@@ -102,14 +105,25 @@ class Builder:
             executed = audit(model)
             refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in layers}
             if not refused:
-                return Candidate(model, placement, executed, layers, left_out)
+                reduced = sum(w.reduced for w in weights.values())
+                return Candidate(model, placement, executed, layers, left_out, reduced)
             left_out |= refused
 
     def _weights(self, placement: Placement, params: Mapping[str, QParams]) -> dict[str, LayerWeights]:
         """The placement's layers in integers, by label."""
         units = [u for u in placement.units if is_layer(u.node)]
         per_channel = self.settings.per_channel and self.plain.opset >= PER_CHANNEL_OPSET
-        found = {label(u.node): nearest(u.node, params[u.reads[0].name], per_channel=per_channel) for u in units}
+        safe = saturates(self.context.target)
+        found = {
+            label(u.node): nearest(
+                u.node,
+                params[u.reads[0].name],
+                per_channel=per_channel,
+                safe=safe,
+                added=qdq.missing_channels(u, placement, self.plain.opset),
+            )
+            for u in units
+        }
         if self.settings.bias_correction:
             means = measure(self.plain, self.context, placement, params)
             found |= {label(u.node): correct(u.node, found[label(u.node)], means[Read.by(u)]) for u in units}

@@ -64,6 +64,16 @@ def choose(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, QPara
     return {name: chosen[root] for name, root in placement.roots.items()}
 
 
+def missing_channels(unit: Unit, placement: Placement, opset: int) -> int:
+    """How many more input channels, of zeros, make a convolution of rounded floats quicker: for colours, mostly."""
+    node, (source,) = unit.node, unit.reads
+    if node.op != "Conv" or node.attrs.get("group", 1) != 1 or source.name in placement.made:
+        return 0
+    channels = int(node.inputs[1].shape[1])
+    missing = -channels % _CHANNEL_STEP
+    return missing if missing <= channels and opset >= KERNELS["Pad"].since else 0
+
+
 def write(
     model: Model,
     placement: Placement,
@@ -153,19 +163,11 @@ class _Writer:
         if node.op == "MatMul":
             self._add_behind(node, bias)
             bias = np.zeros_like(bias)
-        if missing := self._missing_channels(node, source):
+        if missing := missing_channels(unit, self.placement, self.model.opset):
             steps, rounded = self._widen(steps, source, missing)
         node.inputs = [rounded, self._stored(weight, steps, found.params, found.axis)]
         if bias.any():
             node.inputs.append(self._bias(f"{label(node)}.bias", replace(found, bias=bias)))
-
-    def _missing_channels(self, node: Node, source: Variable) -> int:
-        """How many more input channels, of zeros, make a convolution of rounded floats quicker: for colours, mostly."""
-        if node.op != "Conv" or node.attrs.get("group", 1) != 1 or source.name in self.placement.made:
-            return 0
-        channels = int(node.inputs[1].shape[1])
-        missing = -channels % _CHANNEL_STEP
-        return missing if missing <= channels and self.model.opset >= KERNELS["Pad"].since else 0
 
     def _widen(self, steps: Array, source: Variable, missing: int) -> tuple[Array, Variable]:
         """Weights and the integers that they meet with ``missing`` channels of zeros more, the latter read back."""

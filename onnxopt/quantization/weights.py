@@ -25,18 +25,21 @@ from onnxopt.numerics.qparams import (
 )
 from onnxopt.quantization.bias_correction import Means
 from onnxopt.quantization.eligible import column_bias, output_axis
+from onnxopt.quantization.saturation import pairs, safe_scale
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """What a layer's node stores: ``steps`` int8 in the weight's own shape, ``params`` with scales () or (channels,)
-    along ``axis``, and ``bias`` (channels,) as real numbers, not yet rounded. ``input_scale`` is that of its input."""
+    along ``axis``, and ``bias`` (channels,) as real numbers, not yet rounded. ``input_scale`` is that of its input;
+    ``reduced`` counts the scales that are larger than the weights need lest sums of products overflow."""
 
     steps: Array
     params: QParams
     axis: int
     bias: Floats
     input_scale: Array
+    reduced: int = 0
 
     @property
     def values(self) -> Array:
@@ -52,8 +55,13 @@ class LayerWeights:
         return steps, QParams(scale, np.zeros(scale.shape, steps.dtype))
 
 
-def nearest(node: Node, input_params: QParams, *, per_channel: bool = True) -> LayerWeights:
-    """The weights of Conv, Gemm or MatMul rounded to nearest, with the scale of the largest of them."""
+def nearest(
+    node: Node, input_params: QParams, *, per_channel: bool = True, safe: bool = False, added: int = 0
+) -> LayerWeights:
+    """The weights of Conv, Gemm or MatMul rounded to nearest, with the scale of the largest of them.
+
+    ``safe``: no pair of products overflows 16 bits; which ones are paired hangs on input channels ``added`` later.
+    """
     weight, bias, axis = node.inputs[1].values, column_bias(node), output_axis(node)
     assert bias is not None
     least = smallest_weight_scale(bias, input_params.scale)
@@ -62,7 +70,11 @@ def nearest(node: Node, input_params: QParams, *, per_channel: bool = True) -> L
         if per_channel
         else weight_qparams(weight, None, at_least=least.max())
     )
-    return LayerWeights(quantize(weight, params, INT8, axis), params, axis, bias, input_params.scale)
+    largest = params.scale
+    if safe:
+        params = params._replace(scale=safe_scale(pairs(node, weight, added), largest))
+    reduced = int(np.count_nonzero(params.scale != largest))
+    return LayerWeights(quantize(weight, params, INT8, axis), params, axis, bias, input_params.scale, reduced)
 
 
 def correct(node: Node, weights: LayerWeights, means: Means) -> LayerWeights:

@@ -120,7 +120,7 @@ def test_nothing_overflows_at_the_safe_scale(seed: int, inputs: int, size: float
     changed = safe != scale
     assert (changed == can_saturate(paired(np.rint(rows / scale[:, None])))).all()
     # Not far from the least: a little finer, and something overflows or the scale is the old one.
-    finer = np.maximum(scale, safe / 1.016)
+    finer = np.maximum(scale, safe / np.float32(1.016))
     assert can_saturate(paired(np.rint(rows / finer[:, None])))[changed].all()
 
 
@@ -135,3 +135,11 @@ def test_relieve_takes_no_more_than_it_must() -> None:
     assert (sums[moved] == LIMIT).all()
     assert (np.sign(relieved[moved].astype(int)) * np.sign(steps[moved].astype(int)) >= 0).all()
     assert moved[0].tolist() == [overflows(int(a), int(b)) for a, b in steps[0]]
+
+
+def test_pairs_move_with_channels_that_are_added() -> None:
+    weight = np.arange(1, 13, dtype=np.int8).reshape(2, 3, 2)
+    node = layer("Conv", weight.shape)
+    assert pairs(node, weight)[0].tolist() == [[1, 3], [5, 2], [4, 6]]
+    assert pairs(node, weight, added=1)[0].tolist() == [[1, 3], [5, 0], [2, 4], [6, 0]]
+    assert (unpaired(node, pairs(node, weight, added=1), weight.shape, added=1) == weight).all()
