@@ -1,9 +1,9 @@
 """Why a product between QuantizeLinear and DequantizeLinear gets no integer kernel, and what would mend that.
 
-The rules are those of ONNX Runtime 1.31's CPU provider, found by trying every combination. It makes a signed tensor
-unsigned before it looks for kernels, where one QuantizeLinear writes it and one DequantizeLinear reads it; ARM builds
-do not. After that, Conv, Gemm and MatMul want their factors, and their result if it is quantized, in 8-bit types that
-match.
+The rules are those of ONNX Runtime 1.31's CPU provider, found by trying every combination. Before it looks for kernels,
+it makes a signed tensor unsigned where one QuantizeLinear writes it and one node reads it through a DequantizeLinear;
+ARM builds do not. After that, Conv, Gemm and MatMul want their factors, and their result if it is quantized, in 8-bit
+types that match.
 """
 
 from __future__ import annotations
@@ -49,25 +49,29 @@ def obstacle(node: Node, scope: Scope, rules: Rules) -> Obstacle | None:
 
 
 def flaw(node: Node, scope: Scope) -> Obstacle | None:
-    """Why the integer kernel of a product gives other numbers than the file says; None where it does not.
+    """Why the integer kernel of a product gives other numbers than the file says, or none; None where all is well.
 
-    ONNX Runtime takes scales per channel to be those of the output channels, and the bias of a Gemm to be on the scale
-    of input times weight, without looking.
+    ONNX Runtime takes many scales to be those of the output channels, and the bias of a Gemm to be on the scale of
+    input times weight, without looking.
     """
     if node.op not in _MATCHED or not node.is_standard:
         return None
     x, weight = (_dequantizer(t, scope) for t in node.inputs[:2])
     if x is None or weight is None:
         return None
-    if weight is scope.producer(node.inputs[1]) and _scales(weight) > 1 and _axis(weight) != _channel_axis(node):
+    if (
+        weight is scope.producer(node.inputs[1])
+        and _scales(weight) > 1
+        and (weight.attrs.get("block_size") or _axis(weight) != _channel_axis(node))
+    ):
         return Obstacle(
-            "WRONG NUMBERS: its weight scales are not those of output channels, but are taken for these",
+            "WRONG: its weight scales are not those of the output channels, but are taken for these",
             "give its weight one scale for each output channel",
         )
     bias = _dequantizer(node.inputs[2], scope) if len(node.inputs) > 2 else None
     if node.op == "Gemm" and bias is not None and not _on_product_scale(x, weight, bias):
         return Obstacle(
-            "WRONG NUMBERS: its bias is not on the scale of input times weight, but is taken to be",
+            "WRONG: its bias is not on the scale of input times weight, but is taken to be",
             _BIAS_SCALE,
         )
     return None
@@ -75,27 +79,33 @@ def flaw(node: Node, scope: Scope) -> Obstacle | None:
 
 def _factors(node: Node, scope: Scope) -> Iterator[Obstacle]:
     """Both factors must come from a DequantizeLinear, of 8 bits, to float32."""
-    for i, tensor in enumerate(node.inputs[:2]):
-        what = "input" if i == 0 else "weight" if is_constant(tensor) else "second input"
-        made_by = _dequantizer(tensor, scope)
+    factors = [(t, _dequantizer(t, scope), _part(i, t)) for i, t in enumerate(node.inputs[:2])]
+    floats = [(t, part) for t, made_by, part in factors if made_by is None]
+    if floats:
+        (tensor, part), *more = floats
+        outside = tensor.inputs and tensor.inputs[0].op == DEQUANTIZE
+        if outside:
+            mend = "put that DequantizeLinear into the body"
+            yield Obstacle(f"its {part} '{tensor.name}' is dequantized outside of the body", mend)
+        too = "".join(f", and its {part} '{t.name}' too" for t, part in more)
+        mend = " and ".join(f"its {part}" for _, part in floats)
+        yield Obstacle(f"its {part} '{tensor.name}' is float{too}", f"quantize {mend}")
+    for _, made_by, part in factors:
         if made_by is None:
-            outside = tensor.inputs and tensor.inputs[0].op == DEQUANTIZE
-            if outside:
-                mend = "put that DequantizeLinear into the body"
-                yield Obstacle(f"its {what} '{tensor.name}' is dequantized outside of the body", mend)
-            else:
-                yield Obstacle(f"its {what} '{tensor.name}' is float", f"quantize its {what}")
             continue
-        what = "weight" if i == 1 and is_constant(made_by.inputs[0]) else what
-        if (dtype := made_by.inputs[1].dtype) is not None and np.dtype(dtype) != np.float32:
-            yield Obstacle(
-                f"its {what} is {np.dtype(dtype)}, and integer kernels give float32", "give scales in float32"
-            )
-        if made_by.attrs.get("block_size"):
-            yield Obstacle(f"its {what} has one scale per block", "give one scale to each output channel")
-        stored = _dtype(made_by)
-        if stored is not None and stored not in (_U8, _S8):
-            yield Obstacle(f"its {what} is {stored}, and integer kernels take 8 bits", f"quantize its {what} to 8 bits")
+        if (real := _of(made_by.inputs[1])) is not None and real != np.float32:
+            yield Obstacle(f"its {part} is {real}, and integer kernels give float32", "give scales in float32")
+        if node.op == "Gemm" and len(made_by.inputs) < 3:
+            yield Obstacle(f"its {part} has no zero point", "write its zero point down, also if it is 0")
+        if (stored := _dtype(made_by)) is not None and stored not in (_U8, _S8):
+            yield Obstacle(f"its {part} is {stored}, and integer kernels take 8 bits", f"quantize its {part} to 8 bits")
+
+
+def _part(i: int, tensor: Tensor) -> str:
+    """What to call the first or second input of a product."""
+    while tensor.inputs and (tensor.inputs[0].op in _MOVES or tensor.inputs[0].op == DEQUANTIZE):
+        tensor = tensor.inputs[0].inputs[0]
+    return "input" if i == 0 else "weight" if is_constant(tensor) else "second input"
 
 
 def _bias(node: Node, scope: Scope) -> Iterator[Obstacle]:
@@ -131,7 +141,7 @@ def _types(node: Node, scope: Scope, rules: Rules) -> Iterator[Obstacle]:
     into, by = _type_read(x, scope, rules), _type_read(weight, scope, rules)
     unsigned = "quantize activations unsigned (uint8)" if rules == "native" else "quantize all activations in one type"
     if into == _S8 and rules == "native" and node.op != "Gemm":
-        yield Obstacle("its input is signed, and stays so because not one DequantizeLinear alone reads it", unsigned)
+        yield Obstacle("its input is signed, and stays so, since it is not one node alone that reads it", unsigned)
     if into == _S8 and by == _U8:
         yield Obstacle("its input is signed, but its weight is not", "quantize its weight signed (int8)")
     behind = _quantizer(node, scope)
@@ -157,6 +167,11 @@ def _reader(node: Node, scope: Scope) -> Iterator[Obstacle]:
     elif node.op == "Conv" and _quantizer(node, scope) is None:
         yield Obstacle(
             "its output is read as float, and its integer kernel gives integers only", "put a QuantizeLinear behind it"
+        )
+    elif node.op == "Gemm" and behind is not None and behind.op == "Transpose" and len(node.inputs) < 3:
+        yield Obstacle(
+            "the Transpose behind it is fused with it before integer kernels are looked for",
+            "put a QuantizeLinear between them",
         )
     elif node.op == "MatMul" and behind is not None and behind.op == "Add" and _is_bias(node, behind, scope):
         yield Obstacle(
@@ -234,9 +249,10 @@ def _type_written(quantize: Node, scope: Scope, rules: Rules) -> np.dtype[Any] |
     """The type that a QuantizeLinear ends up with."""
     dtype = _written(quantize)
     reader = only_reader(quantize, scope)
-    if rules == "native" and dtype == _S8 and reader is not None and reader.op == DEQUANTIZE:
-        return _U8
-    return dtype
+    if rules == "arm" or dtype != _S8 or reader is None or reader.op != DEQUANTIZE:
+        return dtype
+    real = reader.outputs[0]  # each that reads it first gets a DequantizeLinear of its own
+    return _U8 if len(real.outputs) + scope.is_output(real) <= 1 else _S8
 
 
 def _written(quantize: Node) -> np.dtype[Any] | None:
