@@ -22,6 +22,7 @@ from onnxopt.quantization.dynamic import quantize_layers
 from onnxopt.quantization.eligible import Sizes
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.runtime.audit import audit
+from onnxopt.runtime.probe import saturates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class QuantDynamic(Pass):
         chosen, left = self._choose(plain, context.shapes(plain))
         while chosen:
             candidate = plain.clone()
-            quantize_layers(candidate, chosen)
+            reduced = quantize_layers(candidate, chosen, guard=saturates(context.target))
             if why := _cannot_run(candidate, context):
                 return PassResult(0, (*notes, Skip("model", why)))
             executed = audit(candidate)
@@ -67,6 +68,8 @@ class QuantDynamic(Pass):
             "float_islands": len(executed.islands),
             "weight_bytes": [model.constant_bytes(), candidate.constant_bytes()],
         }
+        if reduced:
+            figures["reduced_channels"] = reduced
         if plain.opset != model.opset:
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate)

@@ -10,8 +10,9 @@ for which ONNX has no operator. A table that rows are looked up in keeps them as
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -22,52 +23,35 @@ from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.qparams import INT8, UINT8, quantize, weight_qparams
 from onnxopt.quantization.dynamic_eligible import fault, is_candidate, is_turned, stored
+from onnxopt.quantization.saturation import paired, safe_scale
 
 _DOMAIN = "com.microsoft"
 
+# What makes integers and scales of a weight.
+_Form: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
-def quantize_layers(model: Model, layers: Collection[str]) -> None:
-    """Quantize the nodes with these labels, bodies included, where ``fault`` allows it; node names stay."""
-    writer = _Writer(model)
+
+def quantize_layers(model: Model, layers: Collection[str], *, guard: bool = False) -> int:
+    """Quantize the nodes with these labels, bodies included, where ``fault`` allows it; node names stay.
+
+    ``guard``: give fewer bits to the channels whose products would overflow where they are added in pairs into 16 bits;
+    returns how many those are.
+    """
+    writer = _Writer(model, guard)
     for graph in list(model.graphs()):
         for node in list(graph.nodes):
             if label(node) in layers and is_candidate(node) and not fault(node, model.opset):
                 writer.write(graph, node)
     model.tidy()
-
-
-def _columns(values: Array) -> tuple[Array, Array]:
-    """Of (..., inputs, outputs): one scale per output."""
-    params = weight_qparams(values, -1)
-    return quantize(values, params, INT8, -1), params.scale
-
-
-def _transposed(values: Array) -> tuple[Array, Array]:
-    """Of (outputs, inputs), turned: one scale per output."""
-    return _columns(values.T)
-
-
-def _gates(values: Array) -> tuple[Array, Array]:
-    """Of (directions, 4 x cells, inputs), turned to (directions, inputs, 4 x cells): one scale per gate of a cell."""
-    directions, outputs, inputs = values.shape
-    steps, scale = _columns(values.reshape(-1, inputs).T)
-    turned = steps.reshape(inputs, directions, outputs).swapaxes(0, 1)
-    return np.ascontiguousarray(turned), scale.reshape(directions, outputs)
-
-
-def _rows(values: Array) -> tuple[Array, Array]:
-    """Of (entries, ...): one scale per entry, with as many axes."""
-    params = weight_qparams(values, 0)
-    return quantize(values, params, INT8, 0), params.scale.reshape(-1, *(1,) * (values.ndim - 1))
-
-
-_FORMS = {"columns": _columns, "transposed": _transposed, "gates": _gates, "rows": _rows}
+    return writer.reduced
 
 
 @dataclass
 class _Writer:
     model: Model
-    weights: dict[tuple[Constant, str], tuple[Constant, Constant]] = field(default_factory=dict)  # by weight and form
+    guard: bool
+    reduced: int = 0
+    weights: dict[tuple[Constant, _Form], tuple[Constant, Constant]] = field(default_factory=dict)
     inputs: dict[tuple[Graph, Tensor], list[Variable]] = field(default_factory=dict)
     zeros: dict[tuple[int, ...], Constant] = field(default_factory=dict)
 
@@ -82,7 +66,7 @@ class _Writer:
 
     def _product(self, graph: Graph, node: Node) -> None:
         x, weight = node.inputs[:2]
-        form = "transposed" if is_turned(node) else "columns"
+        form = self._transposed if is_turned(node) else self._columns
         attrs, node.attrs = node.attrs, {}
         addend = self._addend(graph, node, attrs.get("beta", 1.0))
         if attrs.get("transA", 0):
@@ -124,30 +108,57 @@ class _Writer:
         node.attrs.pop("layout", None)
         inputs = [*node.inputs, *(Variable.empty() for _ in range(8 - len(node.inputs)))]
         for i in (1, 2):
-            inputs[i], scale = self._weight(inputs[i], "gates")
+            inputs[i], scale = self._weight(inputs[i], self._gates)
             inputs += [scale, self._zero(tuple(scale.shape))]
         node.inputs = inputs
 
     def _lookup(self, graph: Graph, node: Node) -> None:
         table, indices = node.inputs
         y, stem = node.outputs[0], node.outputs[0].name
-        steps, scale = self._weight(table, "rows")
+        steps, scale = self._weight(table, self._rows)
         rows = Variable(self.model.fresh_name(f"{stem}_integers"), INT8.dtype)
         node.inputs, node.outputs = [steps, indices], [rows]
         scales = self._node(graph, "Gather", [scale, indices], f"{stem}_scale", np.float32, axis=0)
         floats = self._node(graph, "Cast", [rows], f"{stem}_float", np.float32, to=onnx.TensorProto.FLOAT)
         graph.nodes.append(Node("Mul", self.model.fresh_name(f"{node.name}_Mul"), [floats, scales], [y]))
 
-    def _weight(self, weight: Constant, form: str) -> tuple[Constant, Constant]:
+    def _weight(self, weight: Constant, form: _Form) -> tuple[Constant, Constant]:
         """Integers and scales, made once for all nodes that want them of one weight in one form."""
         key = weight, form
         if key not in self.weights:
-            steps, scale = _FORMS[form](weight.values)
+            steps, scale = form(weight.values)
             self.weights[key] = (
                 self.model.constant(f"{weight.name}_quantized", steps),
                 self.model.constant(f"{weight.name}_scale", scale),
             )
         return self.weights[key]
+
+    def _columns(self, values: Array) -> tuple[Array, Array]:
+        """Of (..., inputs, outputs): one scale per output."""
+        params = weight_qparams(values, -1)
+        if self.guard:
+            rows = np.moveaxis(values, -1, 0)
+            pairs = paired(rows.reshape(-1, rows.shape[-1])).reshape(len(rows), -1, 2)
+            scale = safe_scale(pairs, params.scale)
+            self.reduced += int((scale != params.scale).sum())
+            params = params._replace(scale=scale)
+        return quantize(values, params, INT8, -1), params.scale
+
+    def _transposed(self, values: Array) -> tuple[Array, Array]:
+        """Of (outputs, inputs), turned: one scale per output."""
+        return self._columns(values.T)
+
+    def _gates(self, values: Array) -> tuple[Array, Array]:
+        """Of (directions, 4 x cells, inputs), turned to (directions, inputs, 4 x cells): one scale per gate."""
+        directions, outputs, inputs = values.shape
+        steps, scale = self._columns(values.reshape(-1, inputs).T)
+        turned = steps.reshape(inputs, directions, outputs).swapaxes(0, 1)
+        return np.ascontiguousarray(turned), scale.reshape(directions, outputs)
+
+    def _rows(self, values: Array) -> tuple[Array, Array]:
+        """Of (entries, ...): one scale per entry, with as many axes."""
+        params = weight_qparams(values, 0)
+        return quantize(values, params, INT8, 0), params.scale.reshape(-1, *(1,) * (values.ndim - 1))
 
     def _input(self, graph: Graph, x: Tensor) -> list[Variable]:
         """Integers, scale and zero point of what layers of one graph read; one quantization serves them all."""

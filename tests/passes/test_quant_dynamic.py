@@ -19,6 +19,7 @@ from onnxopt.passes.quant_dynamic import QuantDynamic
 from onnxopt.quantization.dynamic import quantize_layers
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import X86_AVX2, X86_AVX512_VNNI
 
 DYNAMIC = QuantDynamic()
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -232,6 +233,13 @@ def test_a_model_that_fails_in_integers_is_left_float(quantize, monkeypatch):
     monkeypatch.setattr(Context, "activations", fail)
     text = f"g (float[N,512] x) => (float[N,512] y) <{WIDE}> {{ y = MatMul (x, w) }}"
     quantize(text, skipped=["left float as a whole, because in integers: ONNX Runtime cannot load"], changed=0)
+
+
+@pytest.mark.parametrize(("target", "reduced"), [(X86_AVX2, 512), (X86_AVX512_VNNI, None)])
+def test_targets_that_add_products_in_pairs(parse, target, reduced):
+    model = Model.from_proto(parse(f"g (float[N,512] x) => (float[N,512] y) <{WIDE}> {{ y = MatMul (x, w) }}", w=1))
+    report = PassManager([DYNAMIC]).run(model, open_dataset("synthetic", model.inputs, samples=2), target=target)
+    assert report.passes[-1].figures.get("reduced_channels") == reduced
 
 
 def test_beside_layers_with_static_scales(parse):

@@ -195,6 +195,30 @@ def test_lstm(dynamic, direction, count):
         assert noise < 10**-3, name
 
 
+@pytest.mark.parametrize(
+    ("nodes", "weights", "x", "channels"),
+    [
+        ("y = MatMul (x, w)", "float[7,5] w", "float[3,7]", 5),
+        ("y = Gemm <transB=1> (x, w)", "float[5,7] w", "float[3,7]", 5),
+        ("y = MatMul (x, w)", "float[2,7,5] w", "float[2,3,7]", 5),
+        ("y, h, c = LSTM <hidden_size=2> (x, w, r)", "float[1,8,7] w, float[1,8,2] r", "float[3,1,7]", 16),
+    ],
+)
+def test_no_pair_of_products_overflows_where_that_matters(make, nodes, weights, x, channels):
+    """Weights of one sign and nearly of one size: every pair is too heavy."""
+    rng = np.random.default_rng(0)
+    model = make(nodes, weights, x, w=1, r=1)
+    for constant in model.constants():
+        constant.values = rng.uniform(0.7, 1, constant.shape).astype(np.float32)
+    free = model.clone()
+    assert quantize_layers(free, {"y"}) == 0
+    assert quantize_layers(model, {"y"}, guard=True) == channels
+    for quantized, most in ((free, 254), (model, 128)):
+        stored = [c.values for c in quantized.constants() if c.dtype == np.int8 and c.values.any()]
+        heaviest = max(int((v[..., :-1:2, :].astype(int) + v[..., 1::2, :]).max()) for v in stored)
+        assert most // 2 < heaviest <= most
+
+
 def test_names_stay_and_a_second_domain_is_named_once(dynamic):
     nodes = "a, h, c = LSTM <hidden_size=8> (x, w, r) s = Squeeze (a, i) y, d, e = LSTM <hidden_size=8> (s, w, r)"
     done = dynamic(nodes, LSTM + ", int64[1] i = {1}", normal(3, 1, 8), "float[S,1,8]")
