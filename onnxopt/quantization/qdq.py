@@ -26,6 +26,7 @@ from onnxopt.numerics.qparams import (
     INT8,
     UINT8,
     QParams,
+    QuantType,
     qparams_asymmetric,
     quantize,
 )
@@ -40,13 +41,13 @@ _NO_LIMITS = (-np.inf, np.inf)
 _CHANNEL_STEP = 4
 
 
-def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS) -> QParams:
-    """Unsigned 8-bit parameters for a range of values; no integer stands for a number outside ``limits``.
+def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS, qtype: QuantType = UINT8) -> QParams:
+    """Parameters for a range of values; no integer stands for a number outside ``limits``.
 
     The runtime drops a Relu or Clip in front of a quantizer only if it could change nothing.
     """
-    scale, zero_point = qparams_asymmetric(*values)
-    below, above = np.float32(zero_point), np.float32(UINT8.maximum - int(zero_point))
+    scale, zero_point = qparams_asymmetric(*values, qtype)
+    below, above = np.float32(int(zero_point) - qtype.minimum), np.float32(qtype.maximum - int(zero_point))
     lo, hi = map(np.float32, limits)
     if below > 0:
         scale = np.minimum(scale, -lo / below)
@@ -57,10 +58,10 @@ def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS) 
     return QParams(np.asarray(scale, np.float32), zero_point)
 
 
-def choose(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, QParams]:
+def choose(placement: Placement, ranges: Mapping[str, Range], qtype: QuantType = UINT8) -> dict[str, QParams]:
     """Scale and zero point of every tensor to be quantized, by name; ``ranges`` are those of the placement's roots."""
     limits = {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
-    chosen = {r: activation_qparams(ranges[r], limits.get(r, _NO_LIMITS)) for r in set(placement.roots.values())}
+    chosen = {r: activation_qparams(ranges[r], limits.get(r, _NO_LIMITS), qtype) for r in set(placement.roots.values())}
     return {name: chosen[root] for name, root in placement.roots.items()}
 
 
@@ -136,11 +137,12 @@ class _Writer:
             self._node("DequantizeLinear", integers, tensor, params)
 
     def constants(self, unit: Unit) -> None:
-        """Quantize the constant operands of a node without weights."""
+        """Quantize the constant operands of a node without weights, to the type of the others."""
+        qtype = UINT8 if self.params[unit.reads[0].name].zero_point.dtype == UINT8.dtype else INT8
         for i, tensor in enumerate(unit.node.inputs):
             if is_constant(tensor):
-                params = qparams_asymmetric(tensor.values.min(), tensor.values.max())
-                unit.node.inputs[i] = self._stored(tensor, quantize(tensor.values, params, UINT8), params)
+                params = qparams_asymmetric(tensor.values.min(), tensor.values.max(), qtype)
+                unit.node.inputs[i] = self._stored(tensor, quantize(tensor.values, params, qtype), params)
 
     def convolve(self, unit: Unit) -> None:
         """Write an average as a convolution of each channel with equal weights."""
@@ -224,7 +226,8 @@ class _Writer:
         return Variable(self.model.fresh_name(f"{tensor.name}_{what}"), tensor.dtype, tensor.shape)
 
     def _integers(self, tensor: Variable) -> Variable:
-        result = Variable(self.model.fresh_name(f"{tensor.name}_quantized"), UINT8.dtype, tensor.shape)
+        dtype = self.params[tensor.name].zero_point.dtype
+        result = Variable(self.model.fresh_name(f"{tensor.name}_quantized"), dtype, tensor.shape)
         self.integers[tensor.name] = result
         return result
 

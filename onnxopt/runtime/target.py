@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from onnxopt.errors import SpecError
+from onnxopt.numerics.qparams import INT8, UINT8, QuantType
 from onnxopt.spelling import nearest
-
-Activations = Literal["uint8", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """``channel_step``: channel counts that are multiples of it stay in the runtime's fast float layout.
 
-    ``activations``: the type that its integer kernels for x86 or ARM are made for. ``saturates``: products of unsigned
-    activations and signed weights are added in pairs into 16 bits, which overflow; None: as this machine does it.
+    ``activations``: the type that its integer kernels like best. ``saturates``: they add products of unsigned
+    activations and signed weights in pairs into 16 bits, which overflow; None: as this machine does it.
     """
 
     name: str
     channel_step: int = 16
-    activations: Activations = "uint8"
+    activations: QuantType = UINT8
     saturates: bool | None = False
 
 
@@ -32,7 +30,7 @@ X86_AVX2 = Target(name="x86-64-avx2", channel_step=8, saturates=True)
 X86_AVX2_VNNI = Target(name="x86-64-avx2vnni", channel_step=8)
 X86_AVX512 = Target(name="x86-64-avx512", saturates=True)
 X86_AVX512_VNNI = Target(name="x86-64-avx512vnni")
-ARM64 = Target(name="arm64", channel_step=8, activations="int8")
+ARM64 = Target(name="arm64", channel_step=8, activations=INT8)
 
 TARGETS = {t.name: t for t in (NATIVE, ANY, X86_AVX2, X86_AVX2_VNNI, X86_AVX512, X86_AVX512_VNNI, ARM64)}
 

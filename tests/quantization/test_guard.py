@@ -17,8 +17,9 @@ from onnxopt.numerics.qparams import QParams
 from onnxopt.passes.quant import Quant
 from onnxopt.quantization.saturation import can_saturate, pairs
 from onnxopt.quantization.weights import nearest
+from onnxopt.runtime.audit import audit
 from onnxopt.runtime.probe import saturates
-from onnxopt.runtime.target import ANY, NATIVE, X86_AVX2, X86_AVX512_VNNI, Target
+from onnxopt.runtime.target import ANY, ARM64, NATIVE, X86_AVX2, X86_AVX512_VNNI, Target
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,3,8,8] x) => (float[N,5] y) {
@@ -94,3 +95,11 @@ def test_channels_added_later_are_thought_of() -> None:
         found = nearest(node, params, safe=True, added=added)
         assert not can_saturate(pairs(node, found.steps, added)).any()
         assert found.reduced == 16
+
+
+def test_arm_gets_signed_activations_all_of_which_its_rules_fuse() -> None:
+    model, reduced = quantized(ARM64)
+    assert reduced == 0
+    zero_points = {n.inputs[2].dtype for n in model.graph.nodes if n.op == "QuantizeLinear"}
+    assert zero_points == {np.dtype(np.int8)}
+    assert [n.kernel for n in audit(model, rules="arm").nodes] == ["QLinearConv"] * 3 + ["QGemm"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxopt.numerics.qparams import dequantize, quantize
+from onnxopt.numerics.qparams import INT8, UINT8, dequantize, quantize
 from onnxopt.numerics.ranges import Range
 from onnxopt.quantization.qdq import activation_qparams
 
@@ -38,3 +38,12 @@ def test_relu_takes_the_smallest_integer_for_zero():
 def test_a_clip_that_is_used_in_full_loses_next_to_nothing(limit):
     scale = activation_qparams(Range(0.0, limit), (0.0, limit)).scale
     assert scale == pytest.approx(limit / 255, rel=3e-7)
+
+
+@given(FLOATS, FLOATS, FLOATS, FLOATS)
+def test_signed_integers_are_the_unsigned_ones_moved_by_128(a, b, c, d):
+    values, limits = Range(min(a, b, 0.0), max(a, b, 1e-3)), (min(c, d, 0.0), max(c, d, 1e-3))
+    unsigned, signed = (activation_qparams(values, limits, qtype) for qtype in (UINT8, INT8))
+    assert signed.scale == unsigned.scale
+    assert int(signed.zero_point) == int(unsigned.zero_point) - 128
+    assert signed.zero_point.dtype == np.int8

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from onnxopt.errors import SpecError
+from onnxopt.numerics.qparams import INT8, UINT8
 from onnxopt.runtime.target import ANY, ARM64, NATIVE, TARGETS, X86_AVX2, X86_AVX512_VNNI, find_target
 
 
@@ -16,10 +17,10 @@ def test_every_target_is_found_by_its_name(name: str) -> None:
 
 
 def test_what_quantization_asks_of_a_target() -> None:
-    assert (ANY.activations, ANY.saturates) == ("uint8", True)
-    assert (X86_AVX2.activations, X86_AVX2.saturates) == ("uint8", True)
-    assert (X86_AVX512_VNNI.activations, X86_AVX512_VNNI.saturates) == ("uint8", False)
-    assert (ARM64.activations, ARM64.saturates) == ("int8", False)
+    assert (ANY.activations, ANY.saturates) == (UINT8, True)
+    assert (X86_AVX2.activations, X86_AVX2.saturates) == (UINT8, True)
+    assert (X86_AVX512_VNNI.activations, X86_AVX512_VNNI.saturates) == (UINT8, False)
+    assert (ARM64.activations, ARM64.saturates) == (INT8, False)
     assert NATIVE.saturates is None
 
 
