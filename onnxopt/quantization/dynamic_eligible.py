@@ -17,7 +17,8 @@ OLDEST_OPSET = 11
 
 # Operators with weights that stay float, and why.
 _NO_KERNEL = {
-    "Conv": "its integer kernel for dynamic scales, ConvInteger, is slower than the float one",
+    # 0.8 to 2 times as long as Conv, with unsigned weights; with signed ones, 5 times.
+    "Conv": "a convolution hardly gains by dynamic scales, or loses",
     "ConvTranspose": "ConvTranspose has no integer kernel",
     "GRU": "GRU has no integer kernel",
     "RNN": "RNN has no integer kernel",
