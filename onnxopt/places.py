@@ -19,6 +19,7 @@ def check_places(
     *,
     output: Path | None = None,
     in_place: bool = False,
+    annotated: Path | None = None,
     report: Path | None = None,
     log_file: Path | None = None,
 ) -> None:
@@ -37,6 +38,9 @@ def check_places(
         _check_file(output, "-o", taken)
         taken.append(output)
     taken += inputs
+    if annotated is not None:
+        _check_file(annotated, "--annotate", taken)
+        taken.append(annotated)
     if report is not None:
         _check_file(report, "--report", taken)
         taken.append(report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxopt.check.audit import look
 from onnxopt.check.quality import Comparison, Quality
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import io
@@ -17,6 +18,7 @@ from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed
 from onnxopt.progress import Track, silent
 from onnxopt.report.report import Latency, Validation
+from onnxopt.runtime.audit import Audit, is_quantized
 from onnxopt.runtime.local import run_in_child
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
@@ -57,6 +59,7 @@ def validate(
         del original, other
         timing = _timed(paths, feed, threads, track)
         memory, trouble = _memory(paths, feed, threads, track)
+        audited = _audited(candidate, dataset)
     notes = [*quality.notes, *trouble]
     if size != batch:
         notes.append(f"timed at batch {size}, not {batch}: the graph or the data has it so")
@@ -84,7 +87,16 @@ def validate(
         peak_memory_bytes=memory[1],
         peak_memory_reference_bytes=memory[0],
         notes=tuple(notes),
+        integer_share=audited.integer_share if audited is not None else None,
+        islands=len(audited.islands) if audited is not None else None,
+        conversions=audited.conversions if audited is not None else None,
     )
+
+
+def _audited(candidate: Model | str | Path, dataset: Dataset) -> Audit | None:
+    """What the runtime executes of the candidate; None where nothing in it is quantized, which costs no session."""
+    model = candidate if isinstance(candidate, Model) else io.load(candidate)
+    return look(model, dataset) if is_quantized(model) else None
 
 
 def _quality(original: Session, other: Session, dataset: Dataset, track: Track) -> Quality:

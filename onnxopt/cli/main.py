@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from onnxopt import __version__
+from onnxopt.cli.audit import audit
 from onnxopt.cli.inspect import inspect
 from onnxopt.cli.optimize import optimize
 from onnxopt.cli.passes import passes
@@ -30,11 +31,12 @@ def commands() -> None:
     onnxopt optimize model.onnx --passes quant,prune --data calib.npz
     onnxopt validate model.onnx model.opt.onnx --data test.npz
     onnxopt inspect model.onnx
+    onnxopt audit model.onnx
     onnxopt passes
     """
 
 
-for command in (optimize, validate, inspect, passes):
+for command in (optimize, validate, inspect, audit, passes):
     commands.add_command(command)
 
 

@@ -88,12 +88,18 @@ class TargetName(click.ParamType[Target]):
             self.fail(str(error), param, ctx)
 
 
+def dim_option(command: F) -> F:
+    """--dim"""
+    option = click.option(
+        "--dim", "dims", type=Dimension(), multiple=True, metavar="NAME=SIZE", help="Size of a free dimension."
+    )
+    return option(command)
+
+
 def data_options(command: F) -> F:
     """--data, --preprocess, --samples, --seed, --dim"""
     for option in (
-        click.option(
-            "--dim", "dims", type=Dimension(), multiple=True, metavar="NAME=SIZE", help="Size of a free dimension."
-        ),
+        dim_option,
         click.option(
             "--seed",
             type=click.IntRange(0),

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import DataError, OutputError
+from onnxopt.report.execution import Execution
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import SCHEMA, Report, StepReport
 
@@ -62,6 +63,11 @@ def write_json(report: Report, path: str | Path) -> None:
 def write_inspection(inspection: Inspection, path: str | Path) -> None:
     """Write what ``onnxopt inspect`` found, all or nothing. Raises OutputError where that cannot be done."""
     _write({"schema": SCHEMA.replace("report", "inspection"), **_plain(inspection)}, Path(path))
+
+
+def write_execution(execution: Execution, path: str | Path) -> None:
+    """Write what ``onnxopt audit`` found, all or nothing. Raises OutputError where that cannot be done."""
+    _write({"schema": SCHEMA.replace("report", "audit"), **_plain(execution)}, Path(path))
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:

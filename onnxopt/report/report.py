@@ -64,7 +64,9 @@ class Validation:
 
     ``sqnr_db`` and ``cosine`` are those of the worst output. ``speedup`` is the median over pairs of runs of reference
     over candidate time; ``speedup_low`` and ``speedup_high`` bound it with 95 % confidence. ``peak_memory`` is what
-    loading and running a model adds to a process. ``notes`` are lines for the reader.
+    loading and running a model adds to a process. ``notes`` are lines for the reader. ``integer_share`` is the share of
+    the candidate's MACs that integer kernels do, ``islands`` counts its products that are float, ``conversions`` the
+    steps between float and integer that are left; all three are None where nothing in it is quantized.
     """
 
     target: str
@@ -89,6 +91,9 @@ class Validation:
     peak_memory_bytes: int | None
     peak_memory_reference_bytes: int | None
     notes: tuple[str, ...] = ()
+    integer_share: float | None = None
+    islands: int | None = None
+    conversions: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from onnxopt.graph.cost import OperatorCost
 from onnxopt.report import words
+from onnxopt.report.execution import Execution, Product
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import FileInfo, GateResult, Report, StepReport, Validation
 
@@ -95,6 +96,31 @@ def render_inspection(found: Inspection, *, verbose: bool = False) -> Renderable
     )
 
 
+def render_execution(found: Execution, *, min_integer: float | None = None, verbose: bool = False) -> RenderableType:
+    """What each product executes as, then the figures. ``verbose`` adds every operator that is executed."""
+    columns = ("product", "operator ", "kernel ", "MACs", "why ", "mend ")
+    parts: list[RenderableType] = [_table("", columns, map(_product, found.products))] if found.products else []
+    if verbose:
+        rows = sorted(found.operators.items(), key=lambda item: (-item[1], item[0]))
+        parts.append(_table("Executed", ("operator", "count"), [(op, str(n)) for op, n in rows]))
+    unknown = f", {found.uncounted} of unknown MACs" if found.uncounted else ""
+    products = f"{found.integer} integer, {found.islands} float, {found.folded} folded into constants{unknown}"
+    left = f"{found.quantizations} quantizations, {found.dequantizations} dequantizations"
+    figures = [("rules", found.rules), ("MACs in integer kernels", words.share(found.integer_share))]
+    figures += [("products", products), ("left as conversions", left)]
+    parts.append(_table("", ("model", f"{Path(found.path).name} "), figures))
+    if min_integer is not None:
+        holds = found.integer_share is not None and found.integer_share >= min_integer
+        line = f"{'holds' if holds else 'fails'}: {words.share(min_integer)} of the MACs in integer kernels wanted"
+        parts.append(Text(line, "bold green" if holds else "bold red"))
+    return Group(*parts)
+
+
+def _product(p: Product) -> tuple[str, ...]:
+    share = "" if p.runs == "folded" else "?" if p.share is None else words.share(p.share)
+    return p.node, p.op, p.kernel if p.runs == "integer" else p.runs, share, p.why, p.mend
+
+
 def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str | Text]]) -> Group:
     """A title and a table: the first column to the left, the others to the right unless their name ends in a space."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -167,6 +193,9 @@ def _validation(v: Validation, verbose: bool) -> list[tuple[str, str, str, str]]
     a, b = v.peak_memory_reference_bytes, v.peak_memory_bytes
     if a is not None and b is not None:
         rows.append(("peak memory", words.size(a), words.size(b), _ratio(a, b)))
+    if v.islands is not None and v.conversions is not None:
+        left = f"{v.islands} products float, {v.conversions} conversions left"
+        rows.append(("MACs in integer kernels", "", words.share(v.integer_share), left))
     if v.agreement is not None:
         rows.append(("same top answer", "", words.share(v.agreement), ""))
     rows.append(("signal to noise", "", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"))

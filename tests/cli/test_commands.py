@@ -107,5 +107,5 @@ def test_both_ways_to_start() -> None:
 
 
 def test_help_has_examples(run) -> None:
-    for command in ("optimize", "validate", "inspect", "passes"):
+    for command in ("optimize", "validate", "inspect", "audit", "passes"):
         assert f"onnxopt {command}" in run(command, "--help").out
