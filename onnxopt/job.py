@@ -26,7 +26,7 @@ from onnxopt.places import check_places
 from onnxopt.progress import Track, silent
 from onnxopt.report.report import FileInfo, Report, Verdict
 from onnxopt.runtime.machine import machine, versions
-from onnxopt.runtime.target import NATIVE, Target
+from onnxopt.runtime.target import ANY, NATIVE, Target
 
 # Keys of the remarks that a saved model carries.
 REMARK = "onnxopt."
@@ -214,10 +214,11 @@ def _judged(
 ) -> Report:
     """The report with a validation, what the gates say of it, and the verdict."""
     validation = compare(reference, candidate, test, threads=options.threads, batch=options.batch, track=track)
-    if options.target.name != validation.target:
+    elsewhere = options.target.name not in (validation.target, ANY.name)
+    if elsewhere:
         note = f"validated on {validation.target}, not on {options.target.name}"
         report = replace(report, notes=(*report.notes, note))
-    results = evaluate(gates, validation, *sizes)
+    results = evaluate(gates, validation, *sizes, elsewhere=elsewhere)
     holds = all(gate.holds is not False for gate in results)
     verdict: Verdict = "accepted" if holds else "forced" if options.force else "rejected"
     return replace(report, validation=(validation,), gates=results, verdict=verdict)

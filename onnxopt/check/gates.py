@@ -44,9 +44,14 @@ class Gates:
     max_size: int | None = None
 
 
-def evaluate(gates: Gates, validation: Validation, size_reference: int, size: int) -> tuple[GateResult, ...]:
-    """Judge a validation and the two sizes in bytes. A gate that was asked for and cannot be measured does not hold."""
-    return (*_answers(gates, validation), _speed(gates, validation), _size(gates, size_reference, size))
+def evaluate(
+    gates: Gates, validation: Validation, size_reference: int, size: int, *, elsewhere: bool = False
+) -> tuple[GateResult, ...]:
+    """Judge a validation and the two sizes in bytes. A gate that was asked for and cannot be measured does not hold.
+
+    ``elsewhere``: the model is made for another processor than it was validated on.
+    """
+    return (*_answers(gates, validation), _speed(gates, validation, elsewhere), _size(gates, size_reference, size))
 
 
 def _answers(gates: Gates, v: Validation) -> list[GateResult]:
@@ -104,14 +109,17 @@ def _sqnr(limit: float, v: Validation) -> GateResult:
     return GateResult("min-sqnr", limit, v.sqnr_db, v.sqnr_db >= limit, why)
 
 
-def _speed(gates: Gates, v: Validation) -> GateResult:
+def _speed(gates: Gates, v: Validation, elsewhere: bool) -> GateResult:
     """The default only fails what is slower for certain: in every round, with the whole confidence interval, by more
-    than timing can tell."""
+    than timing can tell; and where it will run."""
+    holds: bool | None
     if gates.min_speedup is None:
         limit, holds = MIN_SPEEDUP, v.speedup_high >= MIN_SPEEDUP - _SPEED_RESOLUTION
     else:
         limit, holds = gates.min_speedup, v.speedup >= gates.min_speedup
     why = f"{v.speedup:.2f} times as fast ({v.speedup_low:.2f} to {v.speedup_high:.2f}), {limit:g} wanted"
+    if elsewhere and gates.min_speedup is None:
+        holds, why = None, f"{why}; but on {v.target}, which says nothing of the processor it is made for"
     return GateResult("min-speedup", limit, v.speedup, holds, why)
 
 

@@ -140,3 +140,11 @@ def test_size() -> None:
     gate = judge(GOOD, 300_000, max_size=250_000)["max-size"]
     assert gate.holds is False
     assert gate.why == "300 kB after 1.00 MB, at most 250 kB wanted"
+
+
+def test_the_speed_here_says_nothing_of_another_processor() -> None:
+    slow = replace(GOOD, speedup=0.5, speedup_low=0.49, speedup_high=0.51)
+    gate = evaluate(Gates(), slow, 1_000_000, 300_000, elsewhere=True)[1]
+    assert (gate.name, gate.holds, gate.measured) == ("min-speedup", None, 0.5)
+    assert gate.why.endswith("but on native, which says nothing of the processor it is made for")
+    assert evaluate(Gates(min_speedup=0.6), slow, 1_000_000, 300_000, elsewhere=True)[1].holds is False
