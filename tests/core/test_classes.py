@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.check.quality import Comparison, Quality
+from onnxopt.core.quality import Comparison, Quality
 
 RNG = np.random.default_rng(0)
 N = 40

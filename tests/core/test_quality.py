@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.check import quality as quality_module
-from onnxopt.check.quality import Comparison, Quality
+from onnxopt.core import quality as quality_module
+from onnxopt.core.quality import Comparison, Quality
 
 RNG = np.random.default_rng(0)
 IMAGE = {"x": np.zeros((8, 3, 4, 4), np.float32)}
