@@ -53,7 +53,8 @@ def prepare(model: Path, data: Path, table: Mapping[str, Any], folder: Path) -> 
             request = Request(data, load(model).inputs, table, table[part], part == "calibration")
             arrays = _RECIPES[table["samples"]](request)
             unfinished = path.with_suffix(".part.npz")
-            np.savez(unfinished, **{n: np.ascontiguousarray(a) for n, a in arrays.items()})
+            contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            np.savez(unfinished, **contiguous)
             unfinished.replace(path)
     return paths
 
@@ -86,7 +87,7 @@ def keywords(request: Request) -> dict[str, Array]:
 def photographs(request: Request) -> dict[str, Array]:
     """Photographs in an order drawn once; evaluation is what follows those for calibration."""
     spec = request.inputs[0]
-    table = {k: tuple(v) if isinstance(v, list) else v for k, v in request.table["preprocess"].items()}
+    table: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request.table["preprocess"].items()}
     height, width = table["crop"]
     fixed = TensorSpec(spec.name, spec.dtype, ("N", spec.shape[1] if spec.shape else 3, height, width))
     images = open_dataset(request.folder / "imagenet-nips17", (fixed,), preprocess=Preprocess(**table))
@@ -113,7 +114,10 @@ def speech(request: Request) -> dict[str, Array]:
     sound, rng, length = _sound(request.rng, 120, voice=True), request.rng, request.table["length"]
     starts = rng.choice(sound.size - length, request.count, replace=False)
     arrays = {request.name: sound[starts[:, None, None] + np.arange(length)]}
-    return arrays | {s.name: np.zeros((request.count, *(s.shape or ())), s.dtype) for s in request.inputs[1:]}
+    for state in request.inputs[1:]:
+        sizes = [size for size in state.shape or () if isinstance(size, int)]
+        arrays[state.name] = np.zeros((request.count, *sizes), state.dtype)
+    return arrays
 
 
 def music(request: Request) -> dict[str, Array]:
@@ -130,7 +134,9 @@ def spectra(request: Request) -> dict[str, Array]:
     for _ in range(-(-request.count // 25)):  # one machine after another
         speed = rng.uniform(20, 90)
         time = np.arange(2 * RATE) / RATE
-        hum = sum(rng.uniform(0, 1) / k * np.sin(2 * np.pi * k * speed * time + rng.uniform(0, 6)) for k in range(1, 40))
+        hum = sum(
+            rng.uniform(0, 1) / k * np.sin(2 * np.pi * k * speed * time + rng.uniform(0, 6)) for k in range(1, 40)
+        )
         rattle = _murmur(rng, time.size) * (1 + np.sin(2 * np.pi * speed / 7 * time))
         frames.append(_log_mel(rng.uniform(0.01, 0.1) * (hum + rng.uniform(0.5, 3) * rattle)))
     windows = [
@@ -170,8 +176,9 @@ def _sound(rng: np.random.Generator, seconds: float, voice: bool) -> Array:
 def _murmur(rng: np.random.Generator, length: int) -> Array:
     """Noise that gets weaker towards high frequencies, of unit variance."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
-    noise = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(spectrum.size) * RATE / length / 200), length)
-    return noise / noise.std()
+    noise: Array = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(spectrum.size) * RATE / length / 200), length)
+    noise /= noise.std()
+    return noise
 
 
 def _log_mel(sound: Array) -> Array:
@@ -188,7 +195,8 @@ def _mel_filters() -> Array:
     corners = 700 * (10 ** (mel / 2595) - 1)
     low, mid, high = (corners[i : i + _MELS, None] for i in range(3))
     frequency = np.fft.rfftfreq(_WINDOW, 1 / RATE)
-    return np.maximum(0, np.minimum((frequency - low) / (mid - low), (high - frequency) / (high - mid)))
+    filters: Array = np.maximum(0, np.minimum((frequency - low) / (mid - low), (high - frequency) / (high - mid)))
+    return filters
 
 
 _RECIPES: Mapping[str, Callable[[Request], dict[str, Array]]] = {
