@@ -52,11 +52,16 @@ def flaw(node: Node, scope: Scope) -> Obstacle | None:
     """Why the integer kernel of a product gives other numbers than the file says, or none; None where all is well.
 
     ONNX Runtime takes many scales to be those of the output channels, and the bias of a Gemm to be on the scale of
-    input times weight, without looking.
+    input times weight, without looking; and it quantizes float weights between quantized tensors itself.
     """
     if node.op not in _MATCHED or not node.is_standard:
         return None
     x, weight = (_dequantizer(t, scope) for t in node.inputs[:2])
+    if weight is None and is_constant(node.inputs[1]):
+        return Obstacle(
+            "its weight is float in the file, but is quantized when the model is loaded",
+            "quantize its weight, or let it write floats",
+        )
     if x is None or weight is None:
         return None
     if (

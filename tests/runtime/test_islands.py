@@ -188,6 +188,23 @@ def test_a_bias_that_is_read_on_another_scale():
     assert found.mend == "give the bias the scale input x weight"
 
 
+@pytest.mark.parametrize(
+    ("op", "out", "integer"), [("Conv", "u8", True), ("Conv", "", False), ("Gemm", "u8", True), ("MatMul", "u8", False)]
+)
+def test_a_float_weight_between_quantized_tensors(op, out, integer):
+    model = net(op, out=out)
+    node = next(n for n in model.graph.nodes if n.name == "product")
+    node.inputs[1] = model.constant("float", np.random.default_rng(0).standard_normal(WEIGHT[op]).astype(np.float32))
+    model.tidy()
+    found = the_product(model)
+    assert found.integer == integer
+    if integer:
+        assert found.why == "its weight is float in the file, but is quantized when the model is loaded"
+        assert found.mend == "quantize its weight, or let it write floats"
+    else:
+        assert (found.why, found.mend) == ("its weight 'float' is float", "quantize its weight")
+
+
 def test_the_flaws_are_real():
     """The kernels that are called wrong do give other numbers than the same file without fusions."""
     x = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
