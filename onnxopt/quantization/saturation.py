@@ -28,6 +28,9 @@ from onnxopt.graph.signature import Array
 LIMIT = 128
 # Quotients are rounded to float32 before they are rounded to integers.
 _SLACK = 1 + 1e-6
+# How much more than the least scale is tried. With the least itself the heaviest weights, which count most, are always
+# rounded badly; on three nets this won back most of what the guard costs.
+_FACTORS = (1 + np.arange(13) / 100).astype(np.float32)
 
 
 def pairs(node: Node, weight: Array, added: int = 0) -> Array:
@@ -61,16 +64,16 @@ def safe_scale(weight: Array, scale: Array) -> Array:
     """The scale with which weights rounded to nearest cannot overflow, float32 of the shape of ``scale``.
 
     ``weight`` are pairs of float32 numbers that ``scale``, () or (channels,), covers with -127..127. Channels that
-    cannot overflow keep their scale. The others get that with which their heaviest pair adds up to 128, never more than
-    7 bits have. (Up to 1.6 % less would do, but costs accuracy: it rounds both of the heaviest weights down by half a
-    step.)
+    cannot overflow keep their scale. The others get what their heaviest pair needs to add up to 128, which is at most
+    what 7 bits would have, or up to 12 % more where that rounds all of their weights better.
     """
-    overflows = can_saturate(np.rint(weight / scale.reshape(-1, 1, 1)))
-    if not overflows.any():
-        return scale
+    weight = weight if scale.ndim else weight.reshape(1, -1, weight.shape[2])
+    safe = scale.reshape(-1).copy()
+    overflows = can_saturate(np.rint(weight / safe[:, None, None]))
     # Two numbers that add up to less than 128 are never rounded to two that add up to more than 128.
-    needed = np.maximum(scale, _heaviest(weight) * (_SLACK / LIMIT)).astype(np.float32)
-    return np.where(overflows, needed, scale) if scale.ndim else np.asarray(needed.max())
+    needed = np.maximum(safe, _heaviest(weight) * (_SLACK / LIMIT)).astype(np.float32)
+    safe[overflows] = _closest(weight[overflows], needed[overflows])
+    return safe.reshape(scale.shape)
 
 
 def relieve(steps: Array) -> Array:
@@ -82,6 +85,17 @@ def relieve(steps: Array) -> Array:
     share = excess // 2
     moved = [first - np.sign(first) * (excess - share), second - np.sign(second) * share]
     return np.stack(moved, axis=-1).astype(steps.dtype)
+
+
+def _closest(weight: Array, least: Array) -> Array:
+    """The scales not below ``least`` with which rounding moves the weights of each channel least."""
+    best, error = least, np.full(len(least), np.inf)
+    for factor in _FACTORS:
+        scale = least * factor
+        unit = scale[:, None, None]
+        missed = np.square(weight - unit * np.rint(weight / unit)).sum(axis=(1, 2), dtype=np.float64)
+        best, error = np.where(missed < error, scale, best), np.minimum(missed, error)
+    return best
 
 
 def _heaviest(values: Array) -> Array:
