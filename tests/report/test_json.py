@@ -13,8 +13,9 @@ import pytest
 
 from onnxopt.errors import DataError, OutputError
 from onnxopt.graph.cost import OperatorCost
+from onnxopt.report.execution import Execution, Product, Step
 from onnxopt.report.inspection import Inspection, Prospect
-from onnxopt.report.json import from_json, read_json, to_json, write_inspection, write_json
+from onnxopt.report.json import from_json, read_json, to_json, write_execution, write_inspection, write_json
 from onnxopt.report.report import (
     FileInfo,
     GateResult,
@@ -178,3 +179,19 @@ def test_inspections(tmp_path: Path) -> None:
     assert content["schema"] == "onnxopt-inspection-1"
     assert content["total"] == {"op": "total", "count": 2, "parameters": 10, "weight_bytes": 40, "macs": None}
     assert content["passes"] == [{"spec": "clean", "exact": True, "changed": 1, "skips": [], "failed": ""}]
+
+
+def test_executions(tmp_path: Path) -> None:
+    product = Product("a", "Conv", "float", "Conv", None, None, "its input is float", "quantize it")
+    found = Execution(
+        "m.onnx", "native", {}, None, 0, 1, 0, 1, 2, 3, {"Conv": 1}, (product,), (Step("q", "QuantizeLinear", True),)
+    )
+    write_execution(found, tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["schema"] == "onnxopt-audit-1"
+    assert content["integer_share"] is None
+    assert content["products"] == [
+        {"node": "a", "op": "Conv", "runs": "float", "kernel": "Conv", "macs": None, "share": None,
+         "why": "its input is float", "mend": "quantize it"}
+    ]  # fmt: skip
+    assert content["steps"] == [{"node": "q", "op": "QuantizeLinear", "left": True}]

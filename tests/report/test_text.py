@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from onnxopt.core.spec import Option
 from onnxopt.graph.cost import OperatorCost
+from onnxopt.report.execution import Execution, Product, Step
 from onnxopt.report.inspection import Inspection, Prospect
 from onnxopt.report.report import (
     FileInfo,
@@ -22,7 +23,7 @@ from onnxopt.report.report import (
     Validation,
     Verdict,
 )
-from onnxopt.report.text import PassLine, render, render_inspection, render_passes
+from onnxopt.report.text import PassLine, render, render_execution, render_inspection, render_passes
 
 VALIDATION = Validation(
     target="native",
@@ -205,3 +206,60 @@ def test_the_list_of_passes() -> None:
     assert ["prune (lossy)", "Removes channels."] in found
     assert ["ratio", "number", "0.3", "share that goes"] in found
     assert ["clean (exact)", "Tidies."] in found
+
+
+EXECUTION = Execution(
+    path="folder/m.onnx",
+    rules="arm",
+    versions={},
+    integer_share=0.75,
+    integer=1,
+    islands=2,
+    folded=1,
+    uncounted=1,
+    quantizations=2,
+    dequantizations=3,
+    operators={"QLinearConv": 1, "Add": 4},
+    products=(
+        Product("[red]a", "Conv", "integer", "QLinearConv", 300, 0.75, "", ""),
+        Product("b", "Gemm", "float", "FusedGemm", 100, 0.25, "its bias is float", "give it as int32"),
+        Product("c", "LSTM", "float", "LSTM", None, None, "no kernel", ""),
+        Product("d", "MatMul", "folded", "", 64, None, "", ""),
+    ),
+    steps=(Step("q", "QuantizeLinear", True),),
+)
+
+
+def test_executions() -> None:
+    cells = lines(render_execution(EXECUTION))
+    assert ["[red]a", "Conv", "QLinearConv", "75.0 %"] in cells
+    assert ["b", "Gemm", "float", "25.0 %", "its bias is float", "give it as int32"] in cells
+    assert ["c", "LSTM", "float", "?", "no kernel"] in cells
+    assert ["d", "MatMul", "folded"] in cells
+    assert ["model", "m.onnx"] in cells
+    assert ["rules", "arm"] in cells
+    assert ["MACs in integer kernels", "75.0 %"] in cells
+    assert ["products", "1 integer, 2 float, 1 folded into constants, 1 of unknown MACs"] in cells
+    assert ["left as conversions", "2 quantizations, 3 dequantizations"] in cells
+    assert "Executed" not in shown(render_execution(EXECUTION))
+    assert ["Add", "4"] in lines(render_execution(EXECUTION, verbose=True))
+
+
+@pytest.mark.parametrize(
+    ("share", "least", "line"),
+    [
+        (0.75, 0.75, "holds: 75.0 % of the MACs in integer kernels wanted"),
+        (0.75, 0.8, "fails: 80.0 % of the MACs in integer kernels wanted"),
+        (None, 0.1, "fails: 10.0 % of the MACs in integer kernels wanted"),
+    ],
+)
+def test_a_least_share_of_integers(share: float | None, least: float, line: str) -> None:
+    found = replace(EXECUTION, integer_share=share)
+    assert shown(render_execution(found, min_integer=least)).splitlines()[-1] == line
+
+
+def test_what_a_quantized_candidate_executes_is_one_line() -> None:
+    quantized = replace(VALIDATION, integer_share=0.991, islands=3, conversions=2)
+    row = ["MACs in integer kernels", "99.1 %", "3 products float, 2 conversions left"]
+    assert row in lines(render(replace(REPORT, validation=(quantized,))))
+    assert "integer kernels" not in shown(render(REPORT))

@@ -131,3 +131,52 @@ def test_a_model_that_cannot_be_loaded():
     net = model("y = Nonsense (x)")
     with pytest.raises(ExecutionError, match="cannot load the model"):
         audit(net)
+
+
+def test_a_tensor_that_a_body_captures_is_not_fused_into_it():
+    """A DequantizeLinear outside of the body is not looked at; inside, it is."""
+    write = "{0}q = QuantizeLinear ({0}h, s, z) {0} = DequantizeLinear ({0}q, s, z)"
+    outside = "{0} () => (float[N,4,6,6] {0}) {{ [{0}] {0}h = Conv (xd, wd) " + write + " }}"
+    inside = outside.replace("{{ ", "{{ {0}x = DequantizeLinear (xq, s, z) {0}w = DequantizeLinear (w, ws, wz) ")
+    inside = inside.replace("(xd, wd)", "({0}x, {0}w)")
+    for body, kernel in ((outside, "Conv"), (inside, "QLinearConv")):
+        bodies = f"then_branch = {body.format('t')}, else_branch = {body.format('e')}"
+        net = model(f"{READ} y = If (go) <{bodies}>", x="float[N,4,8,8] x, bool go", **WEIGHT)
+        found = [n for n in audit(net).nodes if n.op == "Conv"]
+        assert [n.kernel for n in found] == [kernel, kernel]
+        for node in found:
+            assert kernel == "QLinearConv" or node.why == "its input 'xd' is dequantized outside of the body"
+
+
+def test_steps_say_whether_they_are_left():
+    found = audit(model(f"{READ} bd = d(b, bs, bz) h = Conv (xd, wd, bd) {WRITE}", **WEIGHT))
+    assert {n.node: n.kernel for n in found.steps} == {
+        "xq": "QuantizeLinear", "xd": "", "wd": "", "bd": "", "hq": "", "y": "DequantizeLinear",
+    }  # fmt: skip
+    assert (found.quantizations, found.dequantizations, found.conversions) == (1, 1, 2)
+    assert [n.op for n in found.every] == [
+        *["QuantizeLinear"],
+        *["DequantizeLinear"] * 3,
+        "Conv",
+        *("QuantizeLinear",),
+        "DequantizeLinear",
+    ]
+
+
+def test_dynamic_quantization_within_a_kernel_is_not_left():
+    constants = {"w": RNG.integers(-9, 9, (8, 5)).astype(np.int8), "ws": np.float32(0.1)}
+    nodes = "xq, xs, xz = DynamicQuantizeLinear (x) h = MatMulInteger (xq, w, xz) c = Cast <to=1> (h)"
+    found = audit(model(f"{nodes} k = Mul (xs, ws) y = Mul (c, k)", x="float[4,8] x", **constants))
+    (node,) = found.nodes
+    assert (node.kernel, node.integer, found.conversions) == ("DynamicQuantizeMatMul", True, 0)
+
+
+def test_shares_of_the_work():
+    constants = {"f": floats(4, 4, 3, 3), **WEIGHT}
+    nodes = f"{READ} h = Conv (xd, wd) hq = q(h, s, z) hd = d(hq, s, z) y = Conv (hd, f)"
+    net = model(nodes, **constants)
+    assert audit(net).integer_share is None
+    sizes = {"h": (1, 4, 6, 6), "y": (1, 4, 4, 4), "xd": (1, 4, 8, 8), "wd": (4, 4, 3, 3), "f": (4, 4, 3, 3)}
+    found = audit(net, shapes_of=sizes)
+    assert [n.macs for n in found.nodes] == [144 * 36, 64 * 36]
+    assert found.integer_share == 144 / 208
