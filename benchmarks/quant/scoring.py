@@ -10,7 +10,6 @@ from typing import Any
 from onnxopt import load, open_dataset
 from onnxopt.check.quality import Comparison
 from onnxopt.core.context import Context
-from onnxopt.errors import OnnxOptError
 from onnxopt.graph.cost import PRODUCTS
 from onnxopt.graph.ir import Constant, Node, Tensor
 from onnxopt.graph.model import Model
@@ -45,6 +44,8 @@ def quality(reference: Reference, candidate: Path) -> dict[str, Any]:
 
     def measured() -> dict[str, Any]:
         session = Session(candidate)
+        if missing := sorted(set(reference.answers[0]) - set(session.outputs)):
+            return {"error": f"the file has no output '{missing[0]}'"}
         comparison = Comparison(reference.dataset.labels)
         for feed, expected in zip(reference.feeds, reference.answers, strict=True):
             comparison.add(feed, expected, session.run(feed))
@@ -124,5 +125,6 @@ _CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Iden
 def _or_error(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return measure()
-    except OnnxOptError as error:
-        return {"error": str(error).splitlines()[0][:200]}
+    except Exception as error:  # the files of other tools may hold anything; what goes wrong is in the row
+        lines = str(error).splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {lines[0][:200]}"}
