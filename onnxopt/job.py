@@ -125,6 +125,7 @@ def optimize(
         threads=options.threads,
         seed=data.seed,
         cache=options.cache,
+        batch=options.batch,
         track=track,
     )
     size_bytes = sum(p.stat().st_size for p in io.files_of(source))

@@ -21,6 +21,8 @@ from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Candidate, Settings
 from onnxopt.quantization.kernels import QUANTIZED
+from onnxopt.quantization.pay_off import pay_off
+from onnxopt.runtime.target import NATIVE
 
 _OLDEST_OPSET = 10
 
@@ -37,6 +39,7 @@ class Quant(Pass):
     per_channel: bool = option(True, "one weight scale for each output channel, not one for each tensor")
     bias_correction: bool = option(True, "let biases make good for what rounding adds on average")
     exclude: str = option("", "nodes to leave float: names or patterns with *, joined by +")
+    measure: bool = option(True, "time both forms on this machine, and leave float what loses by integers")
 
     def run(self, model: Model, context: Context) -> PassResult:
         if found := next((n for n in model.nodes() if n.op in QUANTIZED), None):
@@ -52,6 +55,13 @@ class Quant(Pass):
             return PassResult(0, (*notes, *candidate))
         if why := _cannot_run(candidate.model, context):
             return PassResult(0, (*notes, Skip("model", why)))
+        measured: dict[str, Figure] = {}
+        if self.measure and context.target == NATIVE:
+            paid = pay_off(builder, candidate, model, context)
+            measured = paid.figures
+            if paid.candidate is None:
+                return PassResult(0, (*notes, *paid.skips), measured)
+            candidate = paid.candidate
         executed = candidate.executed
         figures: dict[str, Figure] = {
             "layers": len(candidate.layers),
@@ -63,6 +73,7 @@ class Quant(Pass):
             "reduced_channels": candidate.reduced,
             "samples": context.dataset.count,
             "notes": list(builder.notes),
+            **measured,
         }
         if plain.opset != model.opset:
             figures["opset"] = [model.opset, plain.opset]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +28,8 @@ class Context:
     """Made once a run and handed to each pass.
 
     ``original`` is the model as it was loaded, for passes that repair towards it; ``dataset`` the calibration data;
-    ``batch`` how many samples are run at once, where the graph leaves that free.
+    ``batch`` how many samples are run at once, where the graph leaves that free; ``latency_batch`` how many are when
+    it is time that counts.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Context:
         threads: int = 1,
         cache: Cache | None = None,
         batch: int = _BATCH,
+        latency_batch: int = 1,
     ) -> None:
         self.original = original
         self.dataset = dataset
@@ -49,11 +52,18 @@ class Context:
         self.threads = threads
         self.cache = cache
         self.batch = batch
+        self.latency_batch = latency_batch
         self._seed = seed
 
     def rng(self) -> np.random.Generator:
         """A generator that is the same for every pass and every run."""
         return np.random.default_rng(self._seed)
+
+    def over(self, dataset: Dataset) -> Context:
+        """The same with other data."""
+        other = copy.copy(self)
+        other.dataset = dataset
+        return other
 
     def statistics(self, model: Model, tensors: Sequence[str], method: Method = "minmax") -> Calibration:
         """Ranges of tensors over the whole dataset, streamed."""

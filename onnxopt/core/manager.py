@@ -77,13 +77,14 @@ class PassManager:
         threads: int = 1,
         seed: int = 0,
         cache: str | Path | None = None,
+        batch: int = 1,
         track: Track = silent,
     ) -> Report:
         """Change the model in place, pass by pass; the report has one step for each.
 
         ``dataset`` calibrates: a Dataset, or whatever ``open_dataset`` takes (None: synthetic). ``cache`` is a folder
-        in which calibration is kept. Raises PassError when a pass left a graph that is not whole, or an exact pass
-        changed results.
+        in which calibration is kept; ``batch`` how many samples the model will mostly be run with. Raises PassError
+        when a pass left a graph that is not whole, or an exact pass changed results.
         """
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, model.inputs, seed=seed, bounds=index_bounds(model))
@@ -95,6 +96,7 @@ class PassManager:
             track=track,
             threads=threads,
             cache=Cache(cache) if cache is not None else None,
+            latency_batch=batch,
         )
         known = faults(model)
         steps = tuple(self._step(step, model, context, known) for step in self.plan.steps)

@@ -16,10 +16,11 @@ from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
 from onnxopt.numerics.ranges import Range
 from onnxopt.quantization import qdq
-from onnxopt.quantization.bias_correction import Read, measure
+from onnxopt.quantization.bias_correction import Means, Read, measure
 from onnxopt.quantization.eligible import is_layer
-from onnxopt.quantization.placement import Placement, Reasons, place
+from onnxopt.quantization.placement import Placement, Reasons, Unit, place
 from onnxopt.quantization.plain_layers import make_plain
+from onnxopt.quantization.times import Times
 from onnxopt.quantization.weights import LayerWeights, correct, nearest
 from onnxopt.runtime.audit import Audit, audit
 from onnxopt.runtime.probe import saturates
@@ -73,28 +74,34 @@ class Builder:
         make_plain(model, self.sizes, self.specs, left_out)
         self._left_out = dict(left_out)
         self._ranges = _Ranges(model, context, settings.method)
+        self._known_means: dict[tuple[object, ...], Means] = {}
 
     @property
     def notes(self) -> Sequence[str]:
         """What calibration found that a person should know."""
         return self._ranges.notes
 
-    def place(self, model: Model, left_out: Reasons) -> Placement:
+    def place(self, model: Model, left_out: Reasons, times: Times = Times()) -> Placement:  # noqa: B008  # frozen
         """Choose what runs in integers, measure the ranges, and choose again without the tensors that have none."""
         while True:
-            placement = place(model, self.sizes, self.specs, left_out=left_out, unfit=self._ranges.unfit)
+            placement = place(model, self.sizes, self.specs, left_out=left_out, unfit=self._ranges.unfit, times=times)
             unknown = sorted(set(placement.roots.values()) - set(self._ranges.found))
             if not unknown:
                 return placement
             self._ranges.measure(unknown)
 
-    def build(self, left_out: Reasons) -> Candidate | tuple[Skip, ...]:
+    def build(
+        self,
+        left_out: Reasons,
+        times: Times = Times(),  # noqa: B008  # frozen
+    ) -> Candidate | tuple[Skip, ...]:
         """The candidate without the nodes in ``left_out`` (label: reason); only skips where nothing is left to run in
-        integers. A layer that ONNX Runtime leaves float all the same is left out as well."""
+        integers. ``times`` are measured, and decide what pays. A layer that ONNX Runtime leaves float all the same is
+        left out as well."""
         left_out = self._left_out | dict(left_out)
         while True:
             model = self.plain.clone()
-            placement = self.place(model, left_out)
+            placement = self.place(model, left_out, times)
             if not placement.units:
                 return placement.skips
             params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
@@ -126,9 +133,19 @@ class Builder:
             for u in units
         }
         if self.settings.bias_correction:
-            means = measure(self.plain, self.context, placement, params)
+            means = self._means(units, params)
             found |= {label(u.node): correct(u.node, found[label(u.node)], means[Read.by(u)]) for u in units}
         return found
+
+    def _means(self, units: Sequence[Unit], params: Mapping[str, QParams]) -> dict[Read, Means]:
+        """What the layers read on average; measured once for each way to round it."""
+        wanted = {Read.by(u): params[u.reads[0].name] for u in units}
+        keys = {read: (read, *(p.tobytes() for p in how)) for read, how in wanted.items()}
+        unknown = {read: how for read, how in wanted.items() if keys[read] not in self._known_means}
+        if unknown:
+            found = measure(self.plain, self.context, self.sizes, unknown)
+            self._known_means |= {keys[read]: means for read, means in found.items()}
+        return {read: self._known_means[key] for read, key in keys.items()}
 
 
 class _Ranges:

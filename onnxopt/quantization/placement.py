@@ -1,7 +1,8 @@
 """Which nodes should run in integers, and which tensors must be quantized for that.
 
-Layers (Conv, Gemm, MatMul with constant weights) always do. Every other operator that has an integer kernel is a
-matter of cost: left float between integer neighbours it needs a dequantization before it and a quantization behind it.
+Every operator that has an integer kernel is a matter of cost: left float between integer neighbours it needs a
+dequantization before it and a quantization behind it. Layers (Conv, Gemm, MatMul with constant weights) always run in
+integers as long as nobody has measured them in both forms.
 Which of them to take is a minimum cut: nodes on one side run in integers, nodes on the other in floats, and each tensor
 that crosses pays for its conversion, once. (Boykov and Jolly, 2001, label pixels so; here the pixels are nodes.)
 """
@@ -12,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, prod
+from math import inf
 from types import MappingProxyType
 
 from onnxopt.core.pass_ import Skip, label
@@ -20,7 +21,8 @@ from onnxopt.graph.ir import Node, Scope, Tensor, Variable
 from onnxopt.graph.model import Model
 from onnxopt.numerics.minimum_cut import minimum_cut
 from onnxopt.quantization.eligible import Sizes, Specs, clamp_limits, fault, is_layer, operands
-from onnxopt.quantization.kernels import CLAMPS, DEQUANTIZE_PS, KERNELS, NODE_PS, QUANTIZE_PS, Kernel, Kind
+from onnxopt.quantization.kernels import CLAMPS, KERNELS, Kernel, Kind
+from onnxopt.quantization.times import Times
 
 Reasons = Mapping[str, str]
 _NONE: Reasons = MappingProxyType({})
@@ -44,6 +46,11 @@ class Unit:
     def writes(self) -> tuple[Variable, ...]:
         """What it makes."""
         return tuple((self.clamp or self.node).outputs)
+
+    @property
+    def float_output(self) -> bool:
+        """Can it give float numbers? Not through a Relu or Clip, which the runtime would compute with in floats."""
+        return self.kernel.float_output and self.clamp is None
 
     @property
     def moves(self) -> bool:
@@ -79,7 +86,7 @@ class Placement:
     @cached_property
     def made(self) -> dict[str, Variable]:
         """The tensors that are integers as soon as they are made, by name: whoever reads them reads rounded values."""
-        return {t.name: t for u in self.units for t in u.writes if not u.kernel.float_output or t.name in self.read}
+        return {t.name: t for u in self.units for t in u.writes if not u.float_output or t.name in self.read}
 
     @cached_property
     def roots(self) -> dict[str, str]:
@@ -91,8 +98,16 @@ class Placement:
         return found
 
 
-def place(model: Model, sizes: Sizes, specs: Specs, *, left_out: Reasons = _NONE, unfit: Reasons = _NONE) -> Placement:
-    """Choose. ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor.
+def place(
+    model: Model,
+    sizes: Sizes,
+    specs: Specs,
+    *,
+    left_out: Reasons = _NONE,
+    unfit: Reasons = _NONE,
+    times: Times = Times(),  # noqa: B008  # frozen
+) -> Placement:
+    """Choose. ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor; ``times`` what was measured.
 
     Nodes named in ``left_out`` stay float, and so do all that would need a tensor named in ``unfit`` quantized.
     """
@@ -103,14 +118,17 @@ def place(model: Model, sizes: Sizes, specs: Specs, *, left_out: Reasons = _NONE
         why = left_out.get(label(node)) or fault(node, sizes, specs, model.opset)
         if not why:
             unit = Unit(node, KERNELS[node.op], _clamp(node, scope))
-            needed = unit.reads if unit.kernel.float_output else (*unit.reads, *unit.writes)
+            needed = unit.reads if unit.float_output else (*unit.reads, *unit.writes)
             why = next((f"'{t.name}' {unfit[t.name]}" for t in needed if t.name in unfit), "")
         if not why:
             units.append(unit)
         elif is_layer(node):
             skips.append(Skip(label(node), why))
         model.release()
-    return Placement(_around_layers(_cheapest(units, scope, sizes)), tuple(skips), sizes)
+    chosen = _around_layers(_cheapest(units, scope, sizes, times))
+    kept = set(map(id, chosen))
+    skips += [Skip(label(u.node), times.against(u, sizes)) for u in units if is_layer(u.node) and id(u) not in kept]
+    return Placement(chosen, tuple(skips), sizes)
 
 
 def _clamp(node: Node, scope: Scope) -> Node | None:
@@ -148,7 +166,7 @@ def _around_layers(units: Sequence[Unit]) -> tuple[Unit, ...]:
     return tuple(u for u in units if id(u) in kept)
 
 
-def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[Unit]:
+def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes, times: Times) -> list[Unit]:
     """The units that run in integers when the sum of all times is least.
 
     An arc from one side of the network to the other costs its time when its start runs in integers and its end in
@@ -160,33 +178,22 @@ def _cheapest(units: Sequence[Unit], scope: Scope, sizes: Sizes) -> list[Unit]:
     number = {id(u.node): i for i, u in enumerate(units)}
     maker = {t.name: i for i, u in enumerate(units) for t in u.writes}
     for i, unit in enumerate(units):
-        wanted = inf if unit.kernel.kind is Kind.LAYER else _time(unit, sizes, unit.kernel.float_ps)
-        arcs += [(integer, i, wanted), (i, floating, _time(unit, sizes, unit.kernel.integer_ps))]
+        arcs += [(integer, i, times.in_floats(unit, sizes)), (i, floating, times.in_integers(unit, sizes))]
     for tensor in {t.name: t for u in units for t in (*u.reads, *u.writes)}.values():
         made_by = maker.get(tensor.name, floating)
         can = {number[id(n)] for n in tensor.outputs if id(n) in number}
         can = {i for i in can if any(t is tensor for t in units[i].reads)}
-        elements = prod(sizes[tensor.name])
         # Quantized where the maker is float, or gives floats anyway, and any reader takes integers.
-        gives_floats = made_by == floating or units[made_by].kernel.float_output
+        gives_floats = made_by == floating or units[made_by].float_output
         gate = next(gates)
-        arcs.append((gate, floating if gives_floats else made_by, NODE_PS + QUANTIZE_PS * elements))
+        arcs.append((gate, floating if gives_floats else made_by, times.to_integers(tensor, sizes)))
         arcs += [(i, gate, inf) for i in can]
         # Read back where the maker gives integers and any reader takes floats.
         if not gives_floats:
             gate = next(gates)
-            arcs.append((made_by, gate, NODE_PS + DEQUANTIZE_PS * elements))
+            arcs.append((made_by, gate, times.to_floats(tensor, sizes)))
             arcs += [(gate, i, inf) for i in can]
             if len(can) < len({id(n) for n in tensor.outputs}) or scope.is_output(tensor):
                 arcs.append((gate, floating, inf))
     side = minimum_cut(next(gates), arcs, integer, floating)
     return [u for i, u in enumerate(units) if side[i]]
-
-
-def _time(unit: Unit, sizes: Sizes, picoseconds: int) -> float:
-    outputs = sum(prod(sizes[t.name]) for t in unit.node.outputs)
-    if unit.kernel.windowed:
-        elements: int = outputs * prod(unit.node.attrs.get("kernel_shape", ()))
-    else:
-        elements = max(outputs, sum(prod(sizes[t.name]) for t in unit.reads))
-    return picoseconds * elements

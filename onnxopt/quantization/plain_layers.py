@@ -21,15 +21,20 @@ _OPTIONAL_C = 11
 
 
 def make_plain(model: Model, sizes: Sizes, specs: Specs, left_out: Reasons) -> None:
-    """Rewrite the layers that can run in integers, and give those a name that have none.
+    """Rewrite the layers that can run in integers, and give every node that can a name of its own.
 
     ``sizes`` are observed shapes, ``specs`` inferred types, both by tensor; nodes in ``left_out`` stay as they are.
     """
     scope = Scope(model.graph)
+    taken: set[str] = set()
     for node in list(model.graph.nodes):
-        if not is_layer(node) or label(node) in left_out or fault(node, sizes, specs, model.opset):
+        if label(node) in left_out or fault(node, sizes, specs, model.opset):
             continue
-        node.name = node.name or model.fresh_name(f"{node.op}_{label(node)}")
+        if not node.name or node.name in taken:
+            node.name = model.fresh_name(f"{node.op}_{label(node)}")
+        taken.add(node.name)
+        if not is_layer(node):
+            continue
         if node.op == "MatMul":
             _plain_matmul(model, node, scope, len(sizes[node.inputs[0].name]))
         if node.op == "Gemm":

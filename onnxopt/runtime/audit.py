@@ -6,7 +6,6 @@ that node's output, with something appended: nodes and outputs that were given n
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from onnxopt.graph.cost import PRODUCTS, Shape, cost
 from onnxopt.graph.ir import Node, Scope, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.runtime.islands import DEQUANTIZE, QUANTIZE, Obstacle, Rules, flaw, obstacle, only_reader
+from onnxopt.runtime.marks import mark, marks
 from onnxopt.runtime.session import Session
 
 INTEGER_KERNELS = frozenset(
@@ -36,7 +36,6 @@ INTEGER_KERNELS = frozenset(
         "DynamicQuantizeLSTM",
     }
 )
-_MARK = re.compile(r"onnxopt\.(\d+)\.")
 # What changes of layout and shape leave behind; they often give a fused tensor its name.
 _MOVES = ("Transpose", "Reshape", "ReorderOutput")
 _UNKNOWN = Obstacle("ONNX Runtime has no integer kernel for this combination of types, scales and attributes")
@@ -132,7 +131,7 @@ def audit(model: Model, *, rules: Rules = "native", shapes_of: Mapping[str, Shap
     reasons = [_reasons(node, scope, rules) if node.op in PRODUCTS else (_NONE, _NONE) for node, scope in places]
     macs = [n.macs for n in cost(model, shapes_of).nodes] if shapes_of is not None else [None] * len(places)
     names = [_label(node) for node, _ in places]
-    number = _mark(marked)
+    number = mark(marked)
     executed = list(_executed(marked, rules))
     named, made = _kernels(executed)
     constant = _constant_nodes(marked)
@@ -149,17 +148,6 @@ def audit(model: Model, *, rules: Rules = "native", shapes_of: Mapping[str, Shap
 def _reasons(node: Node, scope: Scope, rules: Rules) -> tuple[Obstacle, Obstacle]:
     """Why a product would be float, and why its integer kernel would be wrong."""
     return obstacle(node, scope, rules) or _UNKNOWN, flaw(node, scope) or _NONE
-
-
-def _mark(model: Model) -> dict[int, int]:
-    """Give every node and its outputs a number for a name; returns the numbers by ``id``."""
-    numbers = {}
-    for i, node in enumerate(model.nodes()):
-        numbers[id(node)] = i
-        node.name = f"onnxopt.{i}."
-        for j, tensor in enumerate(node.outputs):
-            tensor.name = tensor.name and f"{node.name}{j}"
-    return numbers
 
 
 def _executed(model: Model, rules: Rules = "native") -> Iterator[onnx.NodeProto]:
@@ -181,11 +169,11 @@ def _kernels(executed: list[onnx.NodeProto]) -> tuple[dict[int, str], dict[int, 
     named: dict[int, str] = {}
     made: dict[int, str] = {}
     for node in executed:
-        for mark in map(int, _MARK.findall(node.name)):
-            if node.op_type in INTEGER_KERNELS or named.get(mark) not in PRODUCTS:
-                named[mark] = node.op_type
-        if not _MARK.search(node.name) and node.op_type not in _MOVES:
-            made |= {int(m): node.op_type for name in node.output for m in _MARK.findall(name)}
+        for i in marks(node.name):
+            if node.op_type in INTEGER_KERNELS or named.get(i) not in PRODUCTS:
+                named[i] = node.op_type
+        if not marks(node.name) and node.op_type not in _MOVES:
+            made |= {i: node.op_type for name in node.output for i in marks(name)}
     return named, made
 
 

@@ -29,8 +29,9 @@ class Session:
 
     ``outputs`` are tensors to read instead of the model's own outputs (inputs of the model may be among them);
     ``optimize`` False runs the graph as it is written, without fusions; ``save_optimized`` keeps what ONNX Runtime made
-    of it; ``arm_rules`` lets it choose integer kernels as its ARM builds do, which shows what those would run, but not
-    how fast. Raises ExecutionError when ONNX Runtime refuses the model.
+    of it; ``profile`` is where the times of all kernels go until ``end_profile``; ``arm_rules`` lets it choose integer
+    kernels as its ARM builds do, which shows what those would run, but not how fast. Raises ExecutionError when
+    ONNX Runtime refuses the model.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Session:
         optimize: bool = True,
         save_optimized: str | Path | None = None,
         arm_rules: bool = False,
+        profile: str | Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -53,6 +55,9 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if arm_rules:
             options.add_session_config_entry("session.qdqisint8allowed", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
             # Beside it, so that models of any size can be saved.
@@ -81,6 +86,10 @@ class Session:
             io.save(model, path)
             path.write_bytes(_with_outputs(onnx.load(path, load_external_data=False), outputs).SerializeToString())
             return ort.InferenceSession(str(path), options, providers)
+
+    def end_profile(self) -> Path:
+        """Where the times were written; what runs from now on is not recorded."""
+        return Path(self._session.end_profiling())
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """The watched tensors by name. Raises ExecutionError when the model fails on this feed."""

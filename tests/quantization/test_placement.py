@@ -96,10 +96,15 @@ def test_a_clamp_that_others_read_around_is_not_taken(between):
 
 def test_outputs_of_products_are_integers_only_for_integer_readers(build):
     dense = "float[8,8] w, float[8,8] v"
-    alone = placed(build("h = Gemm (x, w) r = Relu (h) y = Exp (r)", dense, "float[64,8] x"))
+    alone = placed(build("h = Gemm (x, w) y = Exp (h)", dense, "float[64,8] x"))
     assert set(alone.made) == set()
-    both = placed(build("h = Gemm (x, w) r = Relu (h) y = Gemm (r, v) z = Exp (r)", dense, "float[64,8] x"))
-    assert set(both.made) == {"r"}
+    both = placed(build("h = Gemm (x, w) y = Gemm (h, v) z = Exp (h)", dense, "float[64,8] x"))
+    assert set(both.made) == {"h"}
+
+
+def test_a_product_with_a_relu_gives_integers_or_the_runtime_would_join_both_in_floats(build):
+    net = build("h = Gemm (x, w) r = Relu (h) y = Exp (r)", "float[8,8] w", "float[64,8] x")
+    assert set(placed(net).made) == {"r"}
 
 
 def test_left_out_and_unfit(between):

@@ -1,0 +1,125 @@
+"""Integers only where they are quicker here, at the batch that is run: built, measured, placed anew, judged.
+
+A table of times chooses what to try first. What the runtime needs for each node is then measured in both forms, and
+decides anew, until nothing changes. In the end the whole models are run in turns, and the quickest wins: the sum of
+the parts only proposes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Figure, Skip, label
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Feed
+from onnxopt.quantization.candidate import Builder, Candidate
+from onnxopt.quantization.times import Times
+from onnxopt.runtime.profile import profile
+from onnxopt.runtime.session import Session
+from onnxopt.runtime.timing import Timing, interleave
+
+# How often measured times place anew; and how much dearer integers are taken to be where the sum of the parts was
+# too hopeful of the whole.
+_ROUNDS = 3
+_CAUTION = (1.3, 2.0)
+_TIMING_ROUNDS = 3
+_TIMING_S = 0.4
+_MIN_PAIRS = 3
+# What timing cannot tell; and what a candidate with less in integers must gain over one with more.
+_RESOLUTION = 0.01
+_GAIN = 1.02
+
+
+@dataclass(frozen=True)
+class _Tried:
+    candidate: Candidate
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class PayOff:
+    """The quickest ``candidate`` (None: floats are), the ``times`` that it was placed by, and what a report should
+    tell."""
+
+    candidate: Candidate | None
+    times: Times
+    skips: tuple[Skip, ...]
+    figures: dict[str, Figure]
+
+
+def pay_off(builder: Builder, first: Candidate, original: Model, context: Context) -> PayOff:
+    """Find what pays, beginning with the builder's ``first`` candidate; ``original`` is what must not be slower.
+
+    Measures on the context's first ``latency_batch`` samples. Raises ExecutionError when a model fails on them.
+    """
+    return _Search(builder, original, context).run(first)
+
+
+class _Search:
+    def __init__(self, builder: Builder, original: Model, context: Context) -> None:
+        self.builder, self.original, self.threads = builder, original, context.threads
+        self.feed: Feed = next(iter(context.dataset.batches(context.latency_batch, stop=context.latency_batch)))
+        self.batch = context.latency_batch
+        self.times = Times().with_floats(profile(builder.plain, self.feed, threads=self.threads).nodes)
+        self.tried: list[_Tried] = []
+        self.seen: set[frozenset[str]] = set()
+
+    def run(self, first: Candidate) -> PayOff:
+        candidate: Candidate | None = first
+        for _ in range(_ROUNDS):
+            if candidate is None or not self._measure(candidate):
+                break
+            candidate = self._build(self.times, first)
+        for caution in _CAUTION:
+            if not self._loses(self._best()):
+                break
+            if (candidate := self._build(self.times.dearer(caution), first)) is not None:
+                self._measure(candidate)
+        best = self._best()
+        return self._nothing() if self._loses(best) else self._chosen(best, first)
+
+    def _build(self, times: Times, first: Candidate) -> Candidate | None:
+        built = self.builder.build(first.left_out, times)
+        return built if isinstance(built, Candidate) else None
+
+    def _measure(self, candidate: Candidate) -> bool:
+        """Time a candidate, and its parts; False for one that is known."""
+        units = frozenset(label(u.node) for u in candidate.placement.units)
+        if units in self.seen:
+            return False
+        self.seen.add(units)
+        found = profile(candidate.model, self.feed, threads=self.threads)
+        self.times = self.times.with_integers(candidate.placement, found.nodes)
+        rounds = []
+        for _ in range(_TIMING_ROUNDS):
+            floats, integers = (Session(m, threads=self.threads) for m in (self.original, candidate.model))
+            rounds.append(interleave(floats, integers, self.feed, budget_s=_TIMING_S, min_pairs=_MIN_PAIRS))
+        self.tried.append(_Tried(candidate, Timing.over(rounds)))
+        return True
+
+    def _best(self) -> _Tried:
+        """The quickest; of two that are about as quick, the one with more layers in integers."""
+        best, *others = sorted(self.tried, key=lambda t: -len(t.candidate.layers))
+        for other in others:
+            if other.timing.speedup > best.timing.speedup * _GAIN:
+                best = other
+        return best
+
+    def _loses(self, tried: _Tried) -> bool:
+        return tried.timing.speedup < 1 - _RESOLUTION
+
+    def _nothing(self) -> PayOff:
+        timing = max((t.timing for t in self.tried), key=lambda t: t.speedup)
+        why = f"left float: as integers it would run {timing.speedup:.2f} times as fast at batch {self.batch}"
+        return PayOff(None, self.times, (Skip("model", why),), {"speedup": round(timing.speedup, 3)})
+
+    def _chosen(self, best: _Tried, first: Candidate) -> PayOff:
+        undone = [layer for layer in first.layers if layer not in best.candidate.layers]
+        timing = best.timing
+        figures: dict[str, Figure] = {
+            "speedup": [round(x, 3) for x in (timing.speedup, timing.speedup_low, timing.speedup_high)],
+            "speedup_tried": [round(t.timing.speedup, 3) for t in self.tried],
+            "undone": list[object](undone),
+        }
+        return PayOff(best.candidate, self.times, best.candidate.skips, figures)
