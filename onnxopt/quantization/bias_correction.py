@@ -19,8 +19,8 @@ from onnxopt.graph.ir import Node, Tensor, Variable
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
-from onnxopt.quantization.kernels import Kind
-from onnxopt.quantization.placement import Placement, Unit
+from onnxopt.quantization.eligible import Sizes
+from onnxopt.quantization.placement import Unit
 
 # Means settle long before ranges do. Few samples at a time keep the tensors in the processor's cache.
 SAMPLES = 64
@@ -46,13 +46,12 @@ class Read(NamedTuple):
         return cls(unit.reads[0].name, 1 if unit.node.op == "Conv" else -1)
 
 
-def measure(model: Model, context: Context, placement: Placement, params: Mapping[str, QParams]) -> dict[Read, Means]:
-    """The means of what the placement's layers read; ``params`` say how each tensor is rounded."""
+def measure(model: Model, context: Context, sizes: Sizes, reads: Mapping[Read, QParams]) -> dict[Read, Means]:
+    """The means of what layers read; ``reads`` say how each tensor is rounded, ``sizes`` are the tensors' shapes."""
     probe = model.clone()
     variables = probe.variables()
-    reads = dict.fromkeys(Read.by(u) for u in placement.units if u.kernel.kind is Kind.LAYER)
-    watched = {read: _watch(probe, variables[read.tensor], read.axis, params[read.tensor]) for read in reads}
-    channels = {t: placement.sizes[read.tensor][read.axis] for read, pair in watched.items() for t in pair}
+    watched = {read: _watch(probe, variables[read.tensor], read.axis, params) for read, params in reads.items()}
+    channels = {t: sizes[read.tensor][read.axis] for read, pair in watched.items() for t in pair}
     sums: dict[str, Floats] = {t: np.zeros(n) for t, n in channels.items()}
     rows = dict.fromkeys(channels, 0)
     for values in context.activations(probe, list(channels), samples=SAMPLES, batch=_BATCH):
