@@ -11,6 +11,7 @@ up, and a layer that it leaves float all the same is left alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -21,6 +22,8 @@ from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Candidate, Settings
 from onnxopt.quantization.kernels import QUANTIZED
+from onnxopt.quantization.judge import hold_back
+from onnxopt.quantization.mixed import Goal, mix
 from onnxopt.quantization.pay_off import pay_off
 from onnxopt.runtime.target import NATIVE
 
@@ -39,7 +42,15 @@ class Quant(Pass):
     per_channel: bool = option(True, "one weight scale for each output channel, not one for each tensor")
     bias_correction: bool = option(True, "let biases make good for what rounding adds on average")
     exclude: str = option("", "nodes to leave float: names or patterns with *, joined by +")
+    max_drop: float | None = option(None, "most accuracy lost, or answers changed: floats for what it takes")
+    min_sqnr: float | None = option(None, "least signal to noise in dB: floats for what it takes")
     measure: bool = option(True, "time both forms on this machine, and leave float what loses by integers")
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise ValueError(f"max-drop is a share, not {self.max_drop:g}; write for example 0.5% or 0.005")
+        if self.min_sqnr is not None and math.isnan(self.min_sqnr):
+            raise ValueError("min-sqnr is no number of decibels")
 
     def run(self, model: Model, context: Context) -> PassResult:
         if found := next((n for n in model.nodes() if n.op in QUANTIZED), None):
@@ -49,12 +60,17 @@ class Quant(Pass):
         if plain.opset < _OLDEST_OPSET:
             return PassResult(0, notes)
         settings = Settings(self.calibration, self.per_channel, self.bias_correction)
-        builder = Builder(plain, context, settings, self._excluded(plain))
+        goal = Goal(self.max_drop, self.min_sqnr)
+        calibration, held_out = hold_back(context.dataset) if goal.asked else (context.dataset, context.dataset)
+        builder = Builder(plain, context.over(calibration), settings, self._excluded(plain))
         candidate = builder.build({})
         if not isinstance(candidate, Candidate):
             return PassResult(0, (*notes, *candidate))
         if why := _cannot_run(candidate.model, context):
             return PassResult(0, (*notes, Skip("model", why)))
+        mixed = mix(goal, builder, candidate, model, held_out) if goal.asked else None
+        if mixed is not None:
+            candidate = mixed.candidate
         measured: dict[str, Figure] = {}
         if self.measure and context.target == NATIVE:
             paid = pay_off(builder, candidate, model, context)
@@ -62,6 +78,9 @@ class Quant(Pass):
             if paid.candidate is None:
                 return PassResult(0, (*notes, *paid.skips), measured)
             candidate = paid.candidate
+        if mixed is not None:
+            mixed = mixed.with_other(candidate)
+            candidate, measured = mixed.candidate, measured | mixed.figures()
         executed = candidate.executed
         figures: dict[str, Figure] = {
             "layers": len(candidate.layers),
@@ -71,7 +90,7 @@ class Quant(Pass):
             "tensors": len(set(candidate.placement.roots.values())),
             "per_channel": self.per_channel and plain.opset >= PER_CHANNEL_OPSET,
             "reduced_channels": candidate.reduced,
-            "samples": context.dataset.count,
+            "samples": calibration.count,
             "notes": list(builder.notes),
             **measured,
         }

@@ -150,6 +150,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     try:
         if hint is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
+        if hint is float and isinstance(value, str) and value.strip().endswith("%"):
+            return float(value.strip().removesuffix("%")) / 100
         return hint(value)
     except (TypeError, ValueError, OverflowError):
         raise SpecError(f"{where} is '{value}', which is no {_type_name(hint)}") from None

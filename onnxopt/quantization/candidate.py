@@ -5,7 +5,7 @@ What is measured once, ranges and shapes, serves every candidate that is built o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxopt.core.context import Context, Method
@@ -89,6 +89,16 @@ class Builder:
             if not unknown:
                 return placement
             self._ranges.measure(unknown)
+
+    def prepare(self, choices: Iterable[Reasons]) -> None:
+        """Measure in one run the ranges that the candidates without these nodes need."""
+        placements = [
+            place(self.plain, self.sizes, self.specs, left_out=self._left_out | dict(c), unfit=self._ranges.unfit)
+            for c in choices
+        ]
+        unknown = {root for p in placements for root in p.roots.values()} - set(self._ranges.found)
+        if unknown:
+            self._ranges.measure(sorted(unknown))
 
     def build(
         self,
