@@ -21,8 +21,8 @@ from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Candidate, Settings
-from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.judge import hold_back
+from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.mixed import Goal, mix
 from onnxopt.quantization.pay_off import pay_off
 from onnxopt.runtime.target import NATIVE
@@ -63,7 +63,10 @@ class Quant(Pass):
         goal = Goal(self.max_drop, self.min_sqnr)
         calibration, held_out = hold_back(context.dataset) if goal.asked else (context.dataset, context.dataset)
         builder = Builder(plain, context.over(calibration), settings, self._excluded(plain))
-        candidate = builder.build({})
+        try:
+            candidate = builder.build({})
+        except ExecutionError as error:
+            return PassResult(0, (*notes, Skip("model", f"left float as a whole, because in integers: {error}")))
         if not isinstance(candidate, Candidate):
             return PassResult(0, (*notes, *candidate))
         if why := _cannot_run(candidate.model, context):

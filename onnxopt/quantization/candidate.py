@@ -5,12 +5,14 @@ What is measured once, ranges and shapes, serves every candidate that is built o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxopt.core.context import Context, Method
 from onnxopt.core.pass_ import Skip, label
 from onnxopt.data.calibration import Calibration
+from onnxopt.data.statistics import Statistics
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
@@ -19,8 +21,11 @@ from onnxopt.quantization import qdq
 from onnxopt.quantization.bias_correction import Means, Read, measure
 from onnxopt.quantization.eligible import is_layer
 from onnxopt.quantization.placement import Placement, Reasons, Unit, place
+from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
+from onnxopt.quantization.scales import uneven_concats
 from onnxopt.quantization.times import Times
+from onnxopt.quantization.tuning import Tuned, tune
 from onnxopt.quantization.weights import LayerWeights, correct, nearest
 from onnxopt.runtime.audit import Audit, audit
 from onnxopt.runtime.probe import saturates
@@ -71,9 +76,10 @@ class Builder:
         self.context = context
         self.settings = settings
         self.sizes, self.specs = context.shapes(model), shapes.specs(model)
+        name_all_axes(model, self.sizes, self.specs)
         make_plain(model, self.sizes, self.specs, left_out)
         self._left_out = dict(left_out)
-        self._ranges = _Ranges(model, context, settings.method)
+        self._ranges = Ranges(model, context, settings.method)
         self._known_means: dict[tuple[object, ...], Means] = {}
 
     @property
@@ -83,12 +89,17 @@ class Builder:
 
     def place(self, model: Model, left_out: Reasons, times: Times = Times()) -> Placement:  # noqa: B008  # frozen
         """Choose what runs in integers, measure the ranges, and choose again without the tensors that have none."""
+        uneven: dict[str, str] = {}
         while True:
-            placement = place(model, self.sizes, self.specs, left_out=left_out, unfit=self._ranges.unfit, times=times)
+            apart = {**left_out, **uneven}
+            placement = place(model, self.sizes, self.specs, left_out=apart, unfit=self._ranges.unfit, times=times)
             unknown = sorted(set(placement.roots.values()) - set(self._ranges.found))
-            if not unknown:
-                return placement
-            self._ranges.measure(unknown)
+            if unknown:
+                self._ranges.measure(unknown)
+            elif found := uneven_concats(placement, self._ranges.found):
+                uneven |= found
+            else:
+                return replace(placement, skips=(*placement.skips, *itertools.starmap(Skip, uneven.items())))
 
     def prepare(self, choices: Iterable[Reasons]) -> None:
         """Measure in one run the ranges that the candidates without these nodes need."""
@@ -99,6 +110,13 @@ class Builder:
         unknown = {root for p in placements for root in p.roots.values()} - set(self._ranges.found)
         if unknown:
             self._ranges.measure(sorted(unknown))
+
+    def tune(self, placement: Placement, samples: int) -> dict[str, Tuned]:
+        """Choose the ranges by what rounding does to the model's answers; all candidates built from now on have them."""
+        known, statistics = self._ranges.found, self._ranges.statistics
+        tuned = tune(self.plain, placement, known, statistics, self.context, samples)
+        known |= {name: t.range for name, t in tuned.items()}
+        return tuned
 
     def build(
         self,
@@ -158,11 +176,12 @@ class Builder:
         return {read: self._known_means[key] for read, key in keys.items()}
 
 
-class _Ranges:
+class Ranges:
     """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know."""
 
     def __init__(self, model: Model, context: Context, method: Method) -> None:
         self.found: dict[str, Range] = {}
+        self.statistics: dict[str, Statistics] = {}
         self.unfit: dict[str, str] = {}
         self.notes: list[str] = []
         self._model, self._context, self._method = model, context, method
@@ -175,6 +194,7 @@ class _Ranges:
                 self.unfit[name] = why
             else:
                 self.found[name] = calibration.ranges[name]
+                self.statistics[name] = calibration.statistics[name]
 
 
 def _unfit(name: str, calibration: Calibration) -> str:

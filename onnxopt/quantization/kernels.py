@@ -92,6 +92,10 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 # Functions whose clamp the range of the quantizer behind them takes over, so that nothing is left to compute.
 CLAMPS = ("Relu", "Clip")
 
+# The runtime makes integer kernels of these whenever they lie between integers, to everyone's loss: the former is three
+# to seven times slower than floats, and wrong with ceil_mode and count_include_pad, the latter twice as slow.
+KEPT_APART = ("AveragePool", "Softmax")
+
 # Operators that spend their time on products, with no integer kernel for static scales.
 FLOAT_LAYERS: Mapping[str, str] = MappingProxyType(
     {

@@ -32,16 +32,18 @@ from onnxopt.numerics.qparams import (
 )
 from onnxopt.numerics.ranges import Range
 from onnxopt.quantization.eligible import clamp_limits
-from onnxopt.quantization.kernels import KERNELS, Kind
+from onnxopt.quantization.kernels import KEPT_APART, KERNELS, Kernel, Kind
 from onnxopt.quantization.placement import Placement, Unit
 from onnxopt.quantization.weights import LayerWeights
 
-_NO_LIMITS = (-np.inf, np.inf)
+# Of a tensor that no clamp follows.
+NO_LIMITS = (-np.inf, np.inf)
+_COMPUTES = Kernel(Kind.LIGHT)
 # The quick integer convolution takes input channels by fours.
 _CHANNEL_STEP = 4
 
 
-def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS, qtype: QuantType = UINT8) -> QParams:
+def activation_qparams(values: Range, limits: tuple[float, float] = NO_LIMITS, qtype: QuantType = UINT8) -> QParams:
     """Parameters for a range of values; no integer stands for a number outside ``limits``.
 
     The runtime drops a Relu or Clip in front of a quantizer only if it could change nothing.
@@ -60,9 +62,14 @@ def activation_qparams(values: Range, limits: tuple[float, float] = _NO_LIMITS, 
 
 def choose(placement: Placement, ranges: Mapping[str, Range], qtype: QuantType = UINT8) -> dict[str, QParams]:
     """Scale and zero point of every tensor to be quantized, by name; ``ranges`` are those of the placement's roots."""
-    limits = {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
-    chosen = {r: activation_qparams(ranges[r], limits.get(r, _NO_LIMITS), qtype) for r in set(placement.roots.values())}
+    limits = limits_of(placement)
+    chosen = {r: activation_qparams(ranges[r], limits.get(r, NO_LIMITS), qtype) for r in set(placement.roots.values())}
     return {name: chosen[root] for name, root in placement.roots.items()}
+
+
+def limits_of(placement: Placement) -> dict[str, tuple[float, float]]:
+    """What the clamps that quantizers take over let through, by tensor."""
+    return {t.name: clamp_limits(u.clamp) for u in placement.units if u.clamp for t in u.writes}
 
 
 def missing_channels(unit: Unit, placement: Placement, opset: int) -> int:
@@ -120,8 +127,23 @@ class _Writer:
         else:
             rounded = self._like(tensor, "rounded")
             replace_uses(tensor, rounded, [u.node for u in self.placement.readers(tensor)])
-            self._node("QuantizeLinear", tensor, integers, params)
+            self._node("QuantizeLinear", self._apart(tensor), integers, params)
             self._node("DequantizeLinear", integers, rounded, params)
+
+    def _apart(self, tensor: Variable) -> Variable:
+        """The tensor, or a copy of it that keeps the runtime from joining its maker with the quantizer.
+
+        A quantizer goes upstream past what only moves numbers. A sum of one operand is not optimized away.
+        """
+        source: Tensor = tensor
+        while source.inputs and KERNELS.get(source.inputs[0].op, _COMPUTES).kind is Kind.MOVE:
+            source = source.inputs[0].inputs[0]
+        if not source.inputs or source.inputs[0].op not in KEPT_APART:
+            return tensor
+        copy = self._like(tensor, "apart")
+        name = self.model.fresh_name(f"{tensor.name}_Sum")
+        self.model.graph.nodes.append(Node("Sum", name, [tensor], [copy]))
+        return copy
 
     def move(self, unit: Unit) -> None:
         """Let a node that computes nothing work on the integers."""

@@ -413,9 +413,10 @@ def test_what_loads_but_does_not_run_in_integers_is_left_float(check_pass, parse
     """ONNX Runtime moves the channels last between integer convolutions, and forgets to move the axes of a Pad."""
     before = parse(
         """g (float[1,8,8,8] x) => (float[1,8,10,10] y)
-            <float[8,8,1,1] v, float[8,8,1,1] w, int64[4] pads = {1, 1, 1, 1}, int64[2] axes = {2, 3}> {
+            <float[8,8,1,1] v, float[8,8,1,1] w, int64[4] pads = {1, 1, 1, 1}, int32[2] k = {2, 3}> {
             h = Conv (x, v)
             r = Relu (h)
+            axes = Cast <to = 7> (k)
             p = Pad (r, pads, , axes)
             y = Conv (p, w)
         }""",
@@ -423,3 +424,64 @@ def test_what_loads_but_does_not_run_in_integers_is_left_float(check_pass, parse
     )
     outcome = check_pass(QUANT, before, changed=0, skipped=["left float as a whole, because in integers"])
     assert outcome.deviation() == 0
+
+
+def test_what_loads_not_even_in_integers_is_left_float(check_pass, parse):
+    before = parse(
+        """g (float[1,8,H,8] x) => (float[] y) <float[8,8,1,1] v, float[8,8,1,1] w, int64[2] sizes = {16, 16}> {
+            h = Conv (x, v)
+            r = Resize <axes = [2, 3], mode = "nearest"> (h, , , sizes)
+            y = Conv (r, w)
+        }""",
+        opset=18,
+    )
+    check_pass(QUANT, before, changed=0, skipped=["left float as a whole, because in integers"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ('z = Resize <axes = [-2, 3], mode = "nearest"> (r, , scales)', "float[2] scales = {2, 2}"),
+        ('z = Resize <axes = [3, 2], mode = "nearest"> (r, , , sizes)', "int64[2] sizes = {7, 20}"),
+        ("z = Pad (r, pads, , axes)", "int64[4] pads = {1, 2, 0, 1}, int64[2] axes = {3, -2}"),
+    ],
+)
+def test_nodes_that_name_some_axes_run_between_integer_layers(quantize, nodes, weights):
+    layers = "h = Conv <pads=[1,1,1,1]> (x, w, b) r = Relu (h) {} y = Conv (z, v, c)"
+    done = quantize(layers.format(nodes), f"{CONV}, {weights}", opset=18)
+    assert done.kernels == {"QLinearConv": 2}
+    assert done.sqnr["y"] > 30
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "z = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (r)",
+        "z = AveragePool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], ceil_mode=1, count_include_pad=1> (r)",
+        "z = Softmax (r)",
+        "p = Softmax (r) z = Transpose <perm=[0,1,3,2]> (p)",
+    ],
+)
+def test_floats_between_integers_are_kept_apart_where_the_integer_kernel_is_bad(quantize, node):
+    done = quantize(f"h = Conv <pads=[1,1,1,1]> (x, w, b) r = Relu (h) {node} y = Conv (z, v, c)", CONV)
+    assert done.kernels == {"QLinearConv": 2}
+    assert not {"QLinearAveragePool", "QLinearSoftmax"} & set(done.audit.operators)
+    assert done.sqnr["y"] > 30
+
+
+def test_a_concat_of_boxes_and_scores_keeps_the_scores(quantize):
+    heads = (
+        "h = Conv (x, w, b) r = Relu (h) m = Conv (r, big) s = Conv (r, v) p = Sigmoid (s) y = Concat <axis=1> (m, p)"
+    )
+    big = np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32) * 1000
+    said = ["on one scale an input would lose its bits"]
+    done = quantize(heads, f"{CONV}, float[8,8,3,3] big", big=big, skipped=said)
+    assert "QLinearConcat" not in done.audit.operators
+    assert done.kernels == {"QLinearConv": 3}
+
+
+def test_a_concat_that_a_layer_reads_is_quantized_anyway(quantize):
+    nodes = "h = Conv (x, w, b) k = Conv (x, small, b) z = Concat <axis=1> (h, k) y = Conv (z, u)"
+    small = np.full((8, 4, 3, 3), 1e-6, np.float32)
+    done = quantize(nodes, f"{CONV}, float[8,4,3,3] small, float[8,16,3,3] u", small=small)
+    assert "QLinearConcat" in done.audit.operators
