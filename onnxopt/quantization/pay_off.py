@@ -19,12 +19,13 @@ from onnxopt.runtime.profile import profile
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.timing import Timing, interleave
 
-# How often measured times place anew; and how much dearer integers are taken to be where the sum of the parts was
-# too hopeful of the whole.
+# How often measured times place anew; and how much dearer integers are taken to be where they gain less than this, as
+# the sum of the parts was too hopeful of the whole.
 _ROUNDS = 3
 _CAUTION = (1.3, 2.0)
+_CLEAR_GAIN = 1.1
 _TIMING_ROUNDS = 3
-_TIMING_S = 0.4
+_TIMING_S = 0.3
 _MIN_PAIRS = 3
 # What timing cannot tell; and what a candidate with less in integers must gain over one with more.
 _RESOLUTION = 0.01
@@ -68,11 +69,11 @@ class _Search:
     def run(self, first: Candidate) -> PayOff:
         candidate: Candidate | None = first
         for _ in range(_ROUNDS):
-            if candidate is None or not self._measure(candidate):
+            if candidate is None or not self._measure(candidate) or self._best().candidate is not candidate:
                 break
             candidate = self._build(self.times, first)
         for caution in _CAUTION:
-            if not self._loses(self._best()):
+            if self._best().timing.speedup >= _CLEAR_GAIN:
                 break
             if (candidate := self._build(self.times.dearer(caution), first)) is not None:
                 self._measure(candidate)

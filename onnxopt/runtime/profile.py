@@ -27,7 +27,7 @@ from onnxopt.runtime.session import Session
 _WARM_UP_RUNS = 3
 _RUNS = (5, 200)
 # Records take about 1 kB each.
-_MAX_RECORDS = 20_000
+_MAX_RECORDS = 8_000
 _RECORD = "_kernel_time"
 _LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
 # How many nodes can lie between a product and the last node that its kernel takes in: Add, and a function.
@@ -45,7 +45,7 @@ class Profile:
     total: float
 
 
-def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.3) -> Profile:
+def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2) -> Profile:
     """Run a model for about ``budget_s`` seconds, twice: recorded and not.
 
     The middle half of each kernel's times counts, less what recording adds to every kernel. Changes of layout are
