@@ -18,6 +18,7 @@ from onnxopt.cli.audit import audit
 from onnxopt.cli.inspect import inspect
 from onnxopt.cli.optimize import optimize
 from onnxopt.cli.passes import passes
+from onnxopt.cli.sensitivity import sensitivity
 from onnxopt.cli.validate import validate
 from onnxopt.errors import OnnxOptError
 
@@ -32,11 +33,12 @@ def commands() -> None:
     onnxopt validate model.onnx model.opt.onnx --data test.npz
     onnxopt inspect model.onnx
     onnxopt audit model.onnx
+    onnxopt sensitivity model.onnx --data calib.npz
     onnxopt passes
     """
 
 
-for command in (optimize, validate, inspect, audit, passes):
+for command in (optimize, validate, inspect, audit, sensitivity, passes):
     commands.add_command(command)
 
 

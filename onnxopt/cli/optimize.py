@@ -21,6 +21,7 @@ from onnxopt.runtime.target import Target
 @data_options
 @gate_options
 @target_option
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and why not more; run and write nothing.")
 @click.option("--force", is_flag=True, help="Save even if a gate fails.")
 @click.option("--no-validate", is_flag=True, help="Do not compare with the original; the report says so.")
 @click.option("--keep-order", is_flag=True, help="Run the passes in the order given.")
@@ -46,6 +47,7 @@ def optimize(
     min_speedup: float | None,
     max_size: int | None,
     processor: Target,
+    dry_run: bool,
     force: bool,
     no_validate: bool,
     keep_order: bool,
@@ -65,6 +67,7 @@ def optimize(
     \b
     onnxopt optimize model.onnx --passes quant --data calib.npz
     onnxopt optimize model.onnx --passes prune:ratio=0.3,quant --data photos/ --preprocess imagenet
+    onnxopt optimize model.onnx --passes quant --data calib.npz --dry-run
     onnxopt optimize model.onnx --recipe edge.toml --max-drop 1% --min-speedup 1.5 -o edge.onnx
     """
     from onnxopt.check.gates import Gates
@@ -72,8 +75,10 @@ def optimize(
     from onnxopt.job import DataOptions, RunOptions, default_output
     from onnxopt.job import optimize as run
     from onnxopt.places import check_places
-    from onnxopt.report.json import write_json
+    from onnxopt.report.json import write_dry_run, write_json
+    from onnxopt.report.survey_text import render_dry_run
     from onnxopt.report.text import render
+    from onnxopt.survey import dry_run as look_ahead
 
     if (spec is None) == (recipe is None):
         raise click.UsageError("name the passes with --passes or --recipe (onnxopt passes lists them)")
@@ -81,7 +86,26 @@ def optimize(
     target = output or (model if in_place else default_output(model))
     source = DataOptions(data=data, test_data=test_data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
     check_places([model], [*source.files, recipe], output=target, in_place=in_place, report=report, log_file=log_file)
+    options = RunOptions(
+        keep_order=keep_order,
+        stop_after=stop_after,
+        check_each=check_each,
+        validate=not no_validate,
+        force=force,
+        in_place=in_place,
+        threads=threads,
+        batch=batch,
+        target=processor,
+        cache=cache,
+        external_root=allow_external_root,
+    )
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
+        if dry_run:
+            found = look_ahead(model, passes, data=source, options=options, track=out.track)
+            if report is not None:
+                write_dry_run(found, report)
+            out.show(render_dry_run(found, verbose=verbose))
+            return int(any(outlook.refusal for outlook in found.passes))
         result = run(
             model,
             target,
@@ -94,19 +118,7 @@ def optimize(
                 min_speedup=min_speedup,
                 max_size=max_size,
             ),
-            options=RunOptions(
-                keep_order=keep_order,
-                stop_after=stop_after,
-                check_each=check_each,
-                validate=not no_validate,
-                force=force,
-                in_place=in_place,
-                threads=threads,
-                batch=batch,
-                target=processor,
-                cache=cache,
-                external_root=allow_external_root,
-            ),
+            options=options,
             track=out.track,
         )
         if report is not None:

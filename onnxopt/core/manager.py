@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxopt.core import spec
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Pass, PassResult
+from onnxopt.core.pass_ import Pass, PassResult, Preflight
 from onnxopt.core.reference import Reference
 from onnxopt.data.cache import Cache
 from onnxopt.data.dataset import Dataset, open_dataset
@@ -102,6 +102,18 @@ class PassManager:
         steps = tuple(self._step(step, model, context, known) for step in self.plan.steps)
         doubts = [f"the original is not valid ONNX, though a runtime may take it: {fault}" for fault in known]
         return Report(versions(), machine(), steps, (*self.plan.notes, *doubts, *dataset.notes))
+
+    def preflight(self, model: Model, context: Context) -> tuple[tuple[Pass, Preflight | None], ...]:
+        """What each pass would do, without long work. Exact passes change the model in place, so that those behind them
+        tell of what they would find; the others leave it alone."""
+        found: list[tuple[Pass, Preflight | None]] = []
+        for step in self.plan.steps:
+            if step.exact:
+                result = self._step(step, model, context, faults(model))
+                found.append((step, Preflight(result.changed)))
+            else:
+                found.append((step, step.preflight(model, context)))
+        return tuple(found)
 
     def _step(self, step: Pass, model: Model, context: Context, known: Sequence[str]) -> StepReport:
         expected = boundary(model)

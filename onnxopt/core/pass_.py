@@ -33,6 +33,18 @@ class PassResult:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Preflight:
+    """What a pass would do, as far as it can be told without long work: how many places would change, which would be
+    left alone as (code, node, why), whose codes stay when the sentences change, figures, and, if nothing would be
+    gained, why."""
+
+    changed: int
+    skips: tuple[tuple[str, str, str], ...] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    refusal: str = ""
+
+
 def option(default: Any, meaning: str) -> Any:
     """A pass's option: a dataclass field with its default and one line that says what it means."""
     return field(default=default, metadata={"meaning": meaning})
@@ -56,6 +68,10 @@ class Pass(ABC):
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassResult:
         """Change the model in place. Only unexpected states raise; a place that cannot be changed is a Skip."""
+
+    def preflight(self, model: Model, context: Context) -> Preflight | None:
+        """What ``run`` would do, without long work and without changing the model; None if that cannot be told."""
+        return None
 
     def __str__(self) -> str:
         """The pass as a spec: its name and the options that differ from their defaults."""

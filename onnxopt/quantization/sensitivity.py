@@ -59,7 +59,7 @@ def rank(
     units = [label(u.node) for u in full.placement.units]
     total = judge(full.model).sqnr_db if gains else math.nan
     lost = lost_ms(builder, full)
-    shares = _shares(builder)
+    shares = mac_shares(builder)
     without = {layer: {other: _OTHERS for other in units if other != layer} for layer in full.layers}
     builder.prepare(without.values())
     found = []
@@ -102,7 +102,7 @@ def _gain(candidate: Candidate | object, judge: Judge, total: float) -> float:
     return (judge(candidate.model).sqnr_db if isinstance(candidate, Candidate) else math.inf) - total
 
 
-def _shares(builder: Builder) -> Mapping[str, tuple[str, float | None]]:
+def mac_shares(builder: Builder) -> Mapping[str, tuple[str, float | None]]:
     """Operator and share of the MACs, by layer."""
     nodes = zip(builder.plain.nodes(), cost(builder.plain, builder.sizes).nodes, strict=True)
     rows = {label(node): row for node, row in nodes}

@@ -23,6 +23,7 @@ from onnxopt.errors import DataError, OutputError
 from onnxopt.report.execution import Execution
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import SCHEMA, Report, StepReport
+from onnxopt.report.survey import DryRun, Ranking
 
 _NOT_IN_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
@@ -68,6 +69,19 @@ def write_inspection(inspection: Inspection, path: str | Path) -> None:
 def write_execution(execution: Execution, path: str | Path) -> None:
     """Write what ``onnxopt audit`` found, all or nothing. Raises OutputError where that cannot be done."""
     _write({"schema": SCHEMA.replace("report", "audit"), **_plain(execution)}, Path(path))
+
+
+def write_ranking(ranking: Ranking, path: str | Path) -> None:
+    """Write what ``onnxopt sensitivity`` found, all or nothing. Raises OutputError where that cannot be done."""
+    _write({"schema": SCHEMA.replace("report", "sensitivity"), **_plain(ranking)}, Path(path))
+
+
+def write_dry_run(found: DryRun, path: str | Path) -> None:
+    """Write what a dry run tells, all or nothing. Raises OutputError where that cannot be done."""
+    content = _plain(found)
+    for step in content["passes"]:
+        step["skips"] = [dict(zip(("code", "node", "why"), skip, strict=True)) for skip in step["skips"]]
+    _write({"schema": SCHEMA.replace("report", "dry-run"), **content}, Path(path))
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:

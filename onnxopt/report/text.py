@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from onnxopt.graph.cost import OperatorCost
@@ -17,12 +15,9 @@ from onnxopt.report import words
 from onnxopt.report.execution import Execution, Product
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import FileInfo, GateResult, Report, StepReport, Validation
-
-Skips = Sequence[tuple[str, str]]
+from onnxopt.report.tables import skips_table, table
 
 _STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
-# Of the skips with one reason, so many nodes are named.
-_NAMED = 3
 
 
 class OptionLine(Protocol):
@@ -55,7 +50,7 @@ def render(report: Report, *, verbose: bool = False) -> RenderableType:
         parts.append(_passes(report.passes))
     for step in report.passes:
         if step.skips:
-            parts.append(_skips(step.skips, f"left alone by {step.spec}", verbose))
+            parts.append(skips_table(step.skips, f"left alone by {step.spec}", verbose))
     if report.input is not None:
         parts.append(_comparison(report.input, report.output, report.validation, verbose))
     if report.gates:
@@ -73,7 +68,7 @@ def render_passes(passes: Iterable[PassLine]) -> RenderableType:
         kind = "exact" if entry.exact else "lossy"
         parts.append(Text.assemble((entry.name, "bold"), f" ({kind})  {entry.does}"))
         rows = [(f"  {o.name}", o.type, o.default, o.meaning) for o in entry.options]
-        parts.append(_table("", ("  option", "type ", "default ", "meaning "), rows) if rows else Text(""))
+        parts.append(table("", ("  option", "type ", "default ", "meaning "), rows) if rows else Text(""))
     return Group(*parts)
 
 
@@ -89,9 +84,9 @@ def render_inspection(found: Inspection, *, verbose: bool = False) -> Renderable
     ]
     return Group(
         *(Text.assemble((f"{name:8}", "bold"), text) for name, text in head if text),
-        _table("Operators", ("operator", "count", "parameters", "weights", "MACs", ""), operators),
-        _table("Passes", ("pass", " ", "could change", "would leave alone", " "), prospects),
-        *(_skips(p.skips, f"left alone by {p.spec}", verbose) for p in found.passes if p.skips),
+        table("Operators", ("operator", "count", "parameters", "weights", "MACs", ""), operators),
+        table("Passes", ("pass", " ", "could change", "would leave alone", " "), prospects),
+        *(skips_table(p.skips, f"left alone by {p.spec}", verbose) for p in found.passes if p.skips),
         *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
     )
 
@@ -99,16 +94,16 @@ def render_inspection(found: Inspection, *, verbose: bool = False) -> Renderable
 def render_execution(found: Execution, *, min_integer: float | None = None, verbose: bool = False) -> RenderableType:
     """What each product executes as, then the figures. ``verbose`` adds every operator that is executed."""
     columns = ("product", "operator ", "kernel ", "MACs", "why ", "mend ")
-    parts: list[RenderableType] = [_table("", columns, map(_product, found.products))] if found.products else []
+    parts: list[RenderableType] = [table("", columns, map(_product, found.products))] if found.products else []
     if verbose:
         rows = sorted(found.operators.items(), key=lambda item: (-item[1], item[0]))
-        parts.append(_table("Executed", ("operator", "count"), [(op, str(n)) for op, n in rows]))
+        parts.append(table("Executed", ("operator", "count"), [(op, str(n)) for op, n in rows]))
     unknown = f", {found.uncounted} of unknown MACs" if found.uncounted else ""
     products = f"{found.integer} integer, {found.islands} float, {found.folded} folded into constants{unknown}"
     left = f"{found.quantizations} quantizations, {found.dequantizations} dequantizations"
     figures = [("rules", found.rules), ("MACs in integer kernels", words.share(found.integer_share))]
     figures += [("products", products), ("left as conversions", left)]
-    parts.append(_table("", ("model", f"{Path(found.path).name} "), figures))
+    parts.append(table("", ("model", f"{Path(found.path).name} "), figures))
     if min_integer is not None:
         holds = found.integer_share is not None and found.integer_share >= min_integer
         line = f"{'holds' if holds else 'fails'}: {words.share(min_integer)} of the MACs in integer kernels wanted"
@@ -121,37 +116,12 @@ def _product(p: Product) -> tuple[str, ...]:
     return p.node, p.op, p.kernel if p.runs == "integer" else p.runs, share, p.why, p.mend
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str | Text]]) -> Group:
-    """A title and a table: the first column to the left, the others to the right unless their name ends in a space."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        result.add_column(
-            column.strip(), justify="left" if i == 0 or column.endswith(" ") else "right", overflow="fold"
-        )
-    for row in rows:
-        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return Group(*([Text(title, "bold")] if title else ()), result)
-
-
-def _skips(found: Skips, title: str, verbose: bool) -> RenderableType:
-    """Places by the reason that they were left alone for, the most common first."""
-    reasons: dict[str, list[str]] = {}
-    for node, why in found:
-        reasons.setdefault(why, []).append(node)
-    rows = []
-    for why, nodes in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        named = nodes if verbose else nodes[:_NAMED]
-        more = f", and {len(nodes) - len(named)} more" if len(nodes) > len(named) else ""
-        rows.append((str(len(nodes)), why, ", ".join(named) + more))
-    return _table(title, ("", "why ", "where "), rows)
-
-
 def _passes(steps: Iterable[StepReport]) -> RenderableType:
     rows = [
         (step.spec, str(step.changed), str(len(step.skips)), f"{step.seconds:.1f} s", _figures(step.figures))
         for step in steps
     ]
-    return _table("Passes", ("pass", "changed", "left alone", "time", "figures "), rows)
+    return table("Passes", ("pass", "changed", "left alone", "time", "figures "), rows)
 
 
 def _figures(figures: Mapping[str, object]) -> str:
@@ -176,7 +146,7 @@ def _comparison(
     for validation in validations:
         rows += _validation(validation, verbose)
     name = after.path if after is not None else ""
-    return _table("", ("", "original", "result", " "), [("file", Path(before.path).name, Path(name).name, ""), *rows])
+    return table("", ("", "original", "result", " "), [("file", Path(before.path).name, Path(name).name, ""), *rows])
 
 
 def _validation(v: Validation, verbose: bool) -> list[tuple[str, str, str, str]]:
@@ -225,7 +195,7 @@ def _ratio(a: float | None, b: float | None) -> str:
 
 def _gates(gates: Iterable[GateResult]) -> RenderableType:
     marks = {True: Text("holds", "green"), False: Text("fails", "red"), None: Text("not judged", "yellow")}
-    return _table("Gates", ("gate", " ", "why "), [(g.name, marks[g.holds], g.why) for g in gates])
+    return table("Gates", ("gate", " ", "why "), [(g.name, marks[g.holds], g.why) for g in gates])
 
 
 def _verdict(report: Report) -> str:
