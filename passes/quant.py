@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from onnxopt.core.context import Context, Method
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Candidate, Settings
@@ -25,6 +25,7 @@ from onnxopt.quantization.judge import hold_back
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.mixed import Goal, mix
 from onnxopt.quantization.pay_off import pay_off
+from onnxopt.quantization.preflight import FEW, preflight, refused
 from onnxopt.runtime.target import NATIVE
 
 _OLDEST_OPSET = 10
@@ -101,6 +102,18 @@ class Quant(Pass):
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate.model)
         return PassResult(len(candidate.layers), (*notes, *candidate.skips), figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Builds the integer form from a few samples."""
+        if found := next((n for n in model.nodes() if n.op in QUANTIZED), None):
+            return refused(f"the model is quantized already: it holds {found.op}")
+        plain = model.clone()
+        notes = _modernize(plain)
+        if plain.opset < _OLDEST_OPSET:
+            return refused(f"no layer would run in integers: {notes[0].why}", notes)
+        few = context.over(context.dataset.subset(range(min(FEW * context.dataset.unit, context.dataset.count))))
+        settings = Settings(self.calibration, self.per_channel, self.bias_correction)
+        return preflight(Builder(plain, few, settings, self._excluded(plain)), context, notes)
 
     def _excluded(self, model: Model) -> dict[str, str]:
         patterns = [p for p in self.exclude.split("+") if p]
