@@ -30,6 +30,8 @@ _MIN_PAIRS = 3
 # What timing cannot tell; and what a candidate with less in integers must gain over one with more.
 _RESOLUTION = 0.01
 _GAIN = 1.02
+# At float's speed, integers are worth their rounding if constants shrink to this.
+_SMALLER = 0.9
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,23 @@ class _Search:
 
     def _best(self) -> _Tried:
         """The quickest; of two that are about as quick, the one with more layers in integers."""
-        best, *others = sorted(self.tried, key=lambda t: -len(t.candidate.layers))
+        worth = [t for t in self.tried if not self._loses(t)] or self.tried
+        best, *others = sorted(worth, key=lambda t: -len(t.candidate.layers))
         for other in others:
             if other.timing.speedup > best.timing.speedup * _GAIN:
                 best = other
         return best
 
     def _loses(self, tried: _Tried) -> bool:
-        return tried.timing.speedup < 1 - _RESOLUTION
+        speedup = tried.timing.speedup
+        smaller = tried.candidate.model.constant_bytes() < _SMALLER * self.original.constant_bytes()
+        return speedup < (1 - _RESOLUTION if smaller else _GAIN)
 
     def _nothing(self) -> PayOff:
         timing = max((t.timing for t in self.tried), key=lambda t: t.speedup)
         why = f"left float: as integers it would run {timing.speedup:.2f} times as fast at batch {self.batch}"
+        if timing.speedup >= 1 - _RESOLUTION:
+            why += ", and be hardly smaller"
         return PayOff(None, self.times, (Skip("model", why),), {"speedup": round(timing.speedup, 3)})
 
     def _chosen(self, best: _Tried, first: Candidate) -> PayOff:
