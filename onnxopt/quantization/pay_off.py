@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Skip, label
+from onnxopt.errors import ExecutionError
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Feed
 from onnxopt.quantization.candidate import Builder, Candidate
@@ -83,7 +84,10 @@ class _Search:
         return self._nothing() if self._loses(best) else self._chosen(best, first)
 
     def _build(self, times: Times, first: Candidate) -> Candidate | None:
-        built = self.builder.build(first.left_out, times)
+        try:
+            built = self.builder.build(first.left_out, times)
+        except ExecutionError:  # this placement does not load; the first does
+            return None
         return built if isinstance(built, Candidate) else None
 
     def _measure(self, candidate: Candidate) -> bool:
