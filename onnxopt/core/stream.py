@@ -6,7 +6,7 @@ Where that is too much to keep, it goes on resting where it was, and fewer sampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import ceil, prod
 
 from onnxopt.core.context import Context
@@ -80,6 +80,25 @@ class Stream:
         for batch in self._batches[: ceil(share * len(self._batches))]:
             made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
             yield [batch[n] if n in batch else made[n] for n in names]
+
+    def respond(self, name: str) -> Callable[[Sequence[Array]], Iterator[list[Array]]]:
+        """A function that takes other values of a tensor, one array for each batch, and gives the model's outputs.
+
+        The stream must rest at the tensor.
+        """
+        wanted = [t.name for t in self.model.graph.outputs]
+        made = [n for n in wanted if n not in self._batches[0]]
+        ahead = _ahead(self.model, made, self._done)
+        part = _segment(self.model, ahead, self._batches[0], made)
+        session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
+
+        def answers(values: Sequence[Array]) -> Iterator[list[Array]]:
+            for batch, value in zip(self._batches, values, strict=True):
+                known = batch | {name: value}
+                found = session.run({k: v for k, v in known.items() if k in taken})
+                yield [found[n] if n in found else known[n] for n in wanted]
+
+        return answers
 
     def passes(self, name: str, nodes: Sequence[Node]) -> bool:
         """Does any of these nodes lie between where the stream rests and a tensor?"""

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from onnxopt.graph import coupling_moves, coupling_rules, dims
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
-from onnxopt.graph.labels import Contraction, Labels, Operand, Site, Statements
+from onnxopt.graph.labels import Contraction, Labels, Operand, Rule, Site, Statements
 from onnxopt.graph.model import Model
 
-_RULES = coupling_rules.rules | coupling_moves.rules
+_RULES: Mapping[str, Rule] = coupling_rules.rules | coupling_moves.rules
 _Key: TypeAlias = tuple[int, int]
 
 
@@ -30,12 +30,18 @@ class Coupling:
     """The classes of a model's main graph, numbered from 1 to ``count``.
 
     ``shapes`` are observed shapes of its tensors by name; a tensor without one freezes the nodes around it. ``free``
-    says by name which axes have no fixed size. Changes to the model make it stale.
+    says by name which axes have no fixed size. ``rules`` say what goes together at each operator. Changes to the model
+    make it stale.
     """
 
     def __init__(
-        self, model: Model, shapes: Mapping[str, tuple[int, ...]], free: Mapping[str, tuple[bool, ...]]
+        self,
+        model: Model,
+        shapes: Mapping[str, tuple[int, ...]],
+        free: Mapping[str, tuple[bool, ...]],
+        rules: Mapping[str, Rule] = _RULES,
     ) -> None:
+        self._rules = rules
         self._opset = model.opset
         self._shapes = shapes
         self._first: dict[_Key, tuple[int, ...]] = {}
@@ -109,7 +115,7 @@ class Coupling:
         whole = len(known) == sum(not t.is_empty() for t in (*node.inputs, *node.outputs))
         made = [o for o in outputs if o is not None]
         site = Site(node, inputs, made, self._opset, self._axis_of, self._numbers, self._said)
-        why = _applied(site, known) if whole else "has a tensor of unknown shape"
+        why = _applied(self._rules, site, known) if whole else "has a tensor of unknown shape"
         for operand in known:
             for k in set(range(operand.rank)) - operand.spoken:
                 self._said.freeze(operand[k], f"{_op(node)} '{site.name}' {why}")
@@ -172,9 +178,9 @@ class Coupling:
         return tuple(tensor.shape) if is_constant(tensor) else self._shapes.get(tensor.name)
 
 
-def _applied(site: Site, operands: Iterable[Operand]) -> str:
+def _applied(rules: Mapping[str, Rule], site: Site, operands: Iterable[Operand]) -> str:
     """Apply the node's rule. Returns why the axes stay that it did not speak for."""
-    rule = _RULES.get(site.node.op) if site.node.is_standard else None
+    rule = rules.get(site.node.op) if site.node.is_standard else None
     if rule is None:
         return "has no rule"
     try:

@@ -25,6 +25,7 @@ from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
 from onnxopt.quantization.scales import uneven_concats
 from onnxopt.quantization.times import Times
+from onnxopt.quantization.tuning import Tuned, tune
 from onnxopt.quantization.weights import LayerWeights, correct, nearest
 from onnxopt.runtime.audit import Audit, audit
 from onnxopt.runtime.probe import saturates
@@ -109,6 +110,13 @@ class Builder:
         unknown = {root for p in placements for root in p.roots.values()} - set(self._ranges.found)
         if unknown:
             self._ranges.measure(sorted(unknown))
+
+    def tune(self, placement: Placement, samples: int) -> dict[str, Tuned]:
+        """Choose the ranges by what rounding does to the model's answers; all candidates built from now on have them."""
+        known, statistics = self._ranges.found, self._ranges.statistics
+        tuned = tune(self.plain, placement, known, statistics, self.context, samples)
+        known |= {name: t.range for name, t in tuned.items()}
+        return tuned
 
     def build(
         self,

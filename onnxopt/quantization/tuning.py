@@ -1,0 +1,105 @@
+"""Choose every tensor's range by what rounding it does to the model's answers.
+
+How far a tensor may be clipped cannot be read off its values: where a rare large one decides, min-max is right, where
+it says nothing, half the range is. So each tensor is rounded alone, in several ranges, and what is left of the model
+behind it runs on. The samples rest at the tensor, so only what lies behind it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxopt.core.context import Context
+from onnxopt.core.stream import Stream, feeds
+from onnxopt.data.statistics import Statistics
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
+from onnxopt.numerics.qparams import QParams, dequantize, quantize
+from onnxopt.numerics.ranges import Method, Range, choose_range
+from onnxopt.quantization.placement import Placement
+from onnxopt.quantization.qdq import NO_LIMITS, activation_qparams, limits_of
+
+_METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
+# Between and beyond what the methods say: shares of the way from the range of least error to all values.
+_BETWEEN = (-0.25, 0.33, 0.67)
+# Of the noise: less is within what so few samples can tell.
+_WORTH = 0.97
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tensor's range, and the noise over the signal in the model's outputs when only this tensor is rounded."""
+
+    range: Range
+    noise: float
+    noise_before: float
+
+
+def tune(
+    model: Model,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    statistics: Mapping[str, Statistics],
+    context: Context,
+    samples: int,
+) -> dict[str, Tuned]:
+    """The best range of every tensor that has a scale of its own, by name.
+
+    ``ranges`` are those that are known; the new one is taken only where it is clearly better. ``model`` is in floats.
+    """
+    roots = set(placement.roots.values())
+    order = [t.name for t in model.graph.inputs] + [t.name for n in model.graph.nodes for t in n.outputs]
+    stream = Stream(model, feeds(context, samples), placement.sizes, context.threads)
+    exact = list(stream.read([t.name for t in model.graph.outputs]))
+    found, limits = {}, limits_of(placement)
+    for name in context.track([n for n in order if n in roots], "choose ranges"):
+        if stream.rest(name) < 1:
+            continue
+        values = [v for (v,) in stream.read([name])]
+        answers = stream.respond(name)
+        best = before = None
+        for candidate in _candidates(ranges[name], statistics[name]):
+            params = activation_qparams(candidate, limits.get(name, NO_LIMITS), context.target.activations)
+            noise = _noise(exact, answers([_rounded(v, params, context) for v in values]))
+            if before is None or best is None:
+                best = before = Tuned(candidate, noise, noise)
+            elif noise < best.noise and noise < before.noise * _WORTH:
+                best = Tuned(candidate, noise, before.noise)
+        if best is not None:
+            found[name] = best
+    return found
+
+
+def _candidates(known: Range, statistics: Statistics) -> list[Range]:
+    """The known range first, then others, each once."""
+    exact, histogram = statistics.exact, statistics.histogram
+    if exact is None or histogram is None:
+        return [known]
+    found = [known, *(choose_range(m, exact, histogram.nonzero, histogram.edges) for m in _METHODS)]
+    narrow, wide = found[-1], exact.with_zero()
+    found += [Range(*(n + share * (w - n) for n, w in zip(narrow, wide, strict=True))) for share in _BETWEEN]
+    return list(dict.fromkeys(Range(max(r.lo, wide.lo), min(r.hi, wide.hi)) for r in found))
+
+
+def _rounded(values: Array, params: QParams, context: Context) -> Array:
+    """Rounded, and shifted back by channel: biases make good for the mean."""
+    result = dequantize(quantize(values, params, context.target.activations), params)
+    axes = tuple(k for k in range(values.ndim) if k != (1 if values.ndim > 2 else values.ndim - 1))
+    return np.asarray(result + (values - result).mean(axis=axes, keepdims=True, dtype=np.float64), values.dtype)
+
+
+def _noise(exact: Sequence[Sequence[Array]], answers: Iterable[Sequence[Array]]) -> float:
+    """Energy of the difference over energy of what is exact, summed over the outputs."""
+    signal: dict[int, float] = {}
+    error: dict[int, float] = {}
+    for wanted, got in zip(exact, answers, strict=True):
+        for i, (a, b) in enumerate(zip(wanted, got, strict=True)):
+            if a.dtype.kind != "f":
+                continue
+            x = np.asarray(a, np.float64)
+            signal[i] = signal.get(i, 0.0) + float(np.square(x).sum())
+            error[i] = error.get(i, 0.0) + float(np.square(x - b).sum())
+    return sum(error[i] / max(signal[i], 1e-300) for i in signal)
