@@ -20,13 +20,11 @@ from onnxopt.core.context import Context, Method
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
-from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Candidate, Settings
-from onnxopt.quantization.judge import hold_back
+from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Settings
 from onnxopt.quantization.kernels import QUANTIZED
-from onnxopt.quantization.mixed import Goal, mix
-from onnxopt.quantization.pay_off import pay_off
+from onnxopt.quantization.mixed import Goal
 from onnxopt.quantization.preflight import FEW, preflight, refused
-from onnxopt.runtime.target import NATIVE
+from onnxopt.quantization.strategy import Activations, Effort, Wanted, quantize_model
 
 _OLDEST_OPSET = 10
 
@@ -39,6 +37,8 @@ class Quant(Pass):
     after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
     prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants", "fold-bn", "clean")
 
+    activations: Activations = option("auto", "scales of activations fixed from data, or found anew at every run")
+    effort: Effort = option("balanced", "how far to go for accuracy: a few, about forty or hundreds of times the data")
     calibration: Method = option("mse", "how a tensor's range is taken from the data")
     per_channel: bool = option(True, "one weight scale for each output channel, not one for each tensor")
     bias_correction: bool = option(True, "let biases make good for what rounding adds on average")
@@ -60,31 +60,22 @@ class Quant(Pass):
         notes = _modernize(plain)
         if plain.opset < _OLDEST_OPSET:
             return PassResult(0, notes)
-        settings = Settings(self.calibration, self.per_channel, self.bias_correction)
-        goal = Goal(self.max_drop, self.min_sqnr)
-        calibration, held_out = hold_back(context.dataset) if goal.asked else (context.dataset, context.dataset)
-        builder = Builder(plain, context.over(calibration), settings, self._excluded(plain))
+        wanted = Wanted(
+            Settings(self.calibration, self.per_channel, self.bias_correction),
+            self.activations,
+            self.effort,
+            Goal(self.max_drop, self.min_sqnr),
+            self.measure,
+        )
         try:
-            candidate = builder.build({})
+            outcome = quantize_model(plain, model, context, wanted, self._excluded(plain))
         except ExecutionError as error:
             return PassResult(0, (*notes, Skip("model", f"left float as a whole, because in integers: {error}")))
-        if not isinstance(candidate, Candidate):
-            return PassResult(0, (*notes, *candidate))
+        candidate = outcome.candidate
+        if candidate is None:
+            return PassResult(0, (*notes, *outcome.skips), outcome.figures)
         if why := _cannot_run(candidate.model, context):
             return PassResult(0, (*notes, Skip("model", why)))
-        mixed = mix(goal, builder, candidate, model, held_out) if goal.asked else None
-        if mixed is not None:
-            candidate = mixed.candidate
-        measured: dict[str, Figure] = {}
-        if self.measure and context.target == NATIVE:
-            paid = pay_off(builder, candidate, model, context)
-            measured = paid.figures
-            if paid.candidate is None:
-                return PassResult(0, (*notes, *paid.skips), measured)
-            candidate = paid.candidate
-        if mixed is not None:
-            mixed = mixed.with_other(candidate)
-            candidate, measured = mixed.candidate, measured | mixed.figures()
         executed = candidate.executed
         figures: dict[str, Figure] = {
             "layers": len(candidate.layers),
@@ -94,14 +85,13 @@ class Quant(Pass):
             "tensors": len(set(candidate.placement.roots.values())),
             "per_channel": self.per_channel and plain.opset >= PER_CHANNEL_OPSET,
             "reduced_channels": candidate.reduced,
-            "samples": calibration.count,
-            "notes": list(builder.notes),
-            **measured,
+            "samples": context.dataset.count,
+            **outcome.figures,
         }
         if plain.opset != model.opset:
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate.model)
-        return PassResult(len(candidate.layers), (*notes, *candidate.skips), figures)
+        return PassResult(len(candidate.layers), (*notes, *outcome.skips), figures)
 
     def preflight(self, model: Model, context: Context) -> Preflight:
         """Builds the integer form from a few samples."""

@@ -7,8 +7,6 @@ all the same is left alone.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -19,7 +17,6 @@ from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization import dynamic_eligible as eligible
 from onnxopt.quantization.dynamic import quantize_layers
-from onnxopt.quantization.eligible import Sizes
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.probe import saturates
@@ -45,7 +42,7 @@ class QuantDynamic(Pass):
             plain.upgrade(eligible.OLDEST_OPSET)
         except ModelError as error:
             notes = (Skip("opset", str(error)),)
-        chosen, left = self._choose(plain, context.shapes(plain))
+        chosen, left = eligible.choose(plain, context.shapes(plain), self._left_out(plain))
         while chosen:
             candidate = plain.clone()
             reduced = quantize_layers(candidate, chosen, guard=saturates(context.target))
@@ -75,25 +72,11 @@ class QuantDynamic(Pass):
         model.adopt(candidate)
         return PassResult(len(chosen), skips, figures)
 
-    def _choose(self, model: Model, sizes: Sizes) -> tuple[Sequence[str], dict[str, str]]:
-        """The labels of the nodes to quantize, and of the others with the reason."""
+    def _left_out(self, model: Model) -> dict[str, str]:
+        """Why nodes stay float that the user wants so."""
         patterns = [p for p in self.exclude.split("+") if p]
-        labels = Counter(map(label, model.nodes()))
-        chosen: list[str] = []
-        left: dict[str, str] = {}
-        for node in filter(eligible.is_candidate, model.nodes()):
-            name = label(node)
-            if any(fnmatchcase(name, p) for p in patterns):
-                left[name] = "excluded"
-            elif node.op == "Gather" and not self.embeddings:
-                left[name] = "embeddings=false"
-            elif why := eligible.fault(node, model.opset) or eligible.loss(node, sizes):
-                left[name] = why
-            else:
-                if not node.name or labels[name] > 1:
-                    node.name = model.fresh_name(f"{node.op}_{name}")
-                chosen.append(node.name)
-        return chosen, left
+        left = {label(n): "embeddings=false" for n in model.nodes() if n.op == "Gather" and not self.embeddings}
+        return left | {label(n): "excluded" for n in model.nodes() if any(fnmatchcase(label(n), p) for p in patterns)}
 
 
 def _cannot_run(model: Model, context: Context) -> str:

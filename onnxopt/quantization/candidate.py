@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from onnxopt.core.context import Context, Method
@@ -19,8 +20,9 @@ from onnxopt.numerics.qparams import QParams
 from onnxopt.numerics.ranges import Range
 from onnxopt.quantization import qdq
 from onnxopt.quantization.bias_correction import Means, Read, measure
-from onnxopt.quantization.eligible import is_layer
-from onnxopt.quantization.placement import Placement, Reasons, Unit, place
+from onnxopt.quantization.dynamic import quantize_layers
+from onnxopt.quantization.eligible import Reasons, is_layer
+from onnxopt.quantization.placement import Placement, Unit, place
 from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
 from onnxopt.quantization.scales import uneven_concats
@@ -34,6 +36,7 @@ from onnxopt.runtime.probe import saturates
 PER_CHANNEL_OPSET = 13
 # Products of scales of numbers beyond this could leave float32.
 _LARGEST = 2.0**90
+_DYNAMIC = "its scales are dynamic"
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,22 @@ class Candidate:
 class Builder:
     """Builds candidates of one float model, which is first given the form that integer kernels take.
 
-    ``left_out`` are the nodes that stay float in every candidate, with the reason.
+    ``left_out`` are the nodes that stay float in every candidate, with the reason; ``dynamic`` the names of those that
+    get their scales at every run; ``times`` decide what pays.
     """
 
-    def __init__(self, model: Model, context: Context, settings: Settings, left_out: Reasons) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        settings: Settings,
+        left_out: Reasons,
+        dynamic: Sequence[str] = (),
+        times: Times = Times(),  # noqa: B008  # frozen
+    ) -> None:
         self.plain = model
+        self.dynamic = tuple(dynamic)
+        self.times = times
         self.context = context
         self.settings = settings
         self.sizes, self.specs = context.shapes(model), shapes.specs(model)
@@ -81,6 +95,25 @@ class Builder:
         self._left_out = dict(left_out)
         self._ranges = Ranges(model, context, settings.method)
         self._known_means: dict[tuple[object, ...], Means] = {}
+
+    def with_dynamic(self, names: Sequence[str], left_out: Reasons) -> Builder:
+        """The same with these nodes dynamic and more of them float; what was measured serves both."""
+        other = copy(self)
+        other.dynamic, other._left_out = tuple(names), self._left_out | dict(left_out)
+        return other
+
+    def of(self, model: Model) -> Builder:
+        """The same for another float model with the same nodes."""
+        return Builder(model, self.context, self.settings, self._left_out, self.dynamic, self.times)
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """The ranges that are known, by tensor."""
+        return dict(self._ranges.found)
+
+    @ranges.setter
+    def ranges(self, found: Mapping[str, Range]) -> None:
+        self._ranges.found = dict(found)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -112,7 +145,7 @@ class Builder:
             self._ranges.measure(sorted(unknown))
 
     def tune(self, placement: Placement, samples: int) -> dict[str, Tuned]:
-        """Choose the ranges by what rounding does to the model's answers; all candidates built from now on have them."""
+        """Choose ranges by what rounding does to the model's answers; all candidates built from now on have them."""
         known, statistics = self._ranges.found, self._ranges.statistics
         tuned = tune(self.plain, placement, known, statistics, self.context, samples)
         known |= {name: t.range for name, t in tuned.items()}
@@ -121,27 +154,31 @@ class Builder:
     def build(
         self,
         left_out: Reasons,
-        times: Times = Times(),  # noqa: B008  # frozen
+        times: Times | None = None,
     ) -> Candidate | tuple[Skip, ...]:
         """The candidate without the nodes in ``left_out`` (label: reason); only skips where nothing is left to run in
-        integers. ``times`` are measured, and decide what pays. A layer that ONNX Runtime leaves float all the same is
+        integers. ``times`` decide instead of the builder's own. A layer that ONNX Runtime leaves float all the same is
         left out as well."""
         left_out = self._left_out | dict(left_out)
         while True:
             model = self.plain.clone()
-            placement = self.place(model, left_out, times)
-            if not placement.units:
+            dynamic = [name for name in self.dynamic if name not in left_out]
+            floats = left_out | dict.fromkeys(dynamic, _DYNAMIC)
+            placement = self.place(model, floats, self.times if times is None else times)
+            placement = replace(placement, skips=tuple(s for s in placement.skips if s.node not in dynamic))
+            if not placement.units and not dynamic:
                 return placement.skips
             params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
             weights = self._weights(placement, params)
-            layers = tuple(weights)
+            layers = (*weights, *dynamic)
             qdq.write(model, placement, params, weights)
+            reduced = quantize_layers(model, dynamic, guard=saturates(self.context.target))
             model.tidy()
             # A file for ARM is not what runs best here: what counts is what its kernels would be there.
             executed = audit(model, rules="arm" if self.context.target.activations.signed else "native")
             refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in layers}
             if not refused:
-                reduced = sum(w.reduced for w in weights.values())
+                reduced += sum(w.reduced for w in weights.values())
                 return Candidate(model, placement, executed, layers, left_out, reduced)
             left_out |= refused
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 
 import numpy as np
 
 from onnxopt.core.pass_ import label
 from onnxopt.graph.ir import Node, Tensor, is_constant
+from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import INT8, SMALLEST_SCALE, dequantize, quantize, weight_qparams
 from onnxopt.quantization.dynamic_cost import lstm_gain_ps, product_gain_ps
-from onnxopt.quantization.eligible import Sizes
+from onnxopt.quantization.eligible import Reasons, Sizes
 
 PRODUCTS = ("MatMul", "Gemm")
 OLDEST_OPSET = 11
@@ -29,6 +31,25 @@ _SMALL_TABLE = 2**13
 _TABLE_DB = 30.0
 # So many rows, spread over the table, tell how well 8 bits hold it.
 _TABLE_SAMPLE = 4096
+
+
+def choose(model: Model, sizes: Sizes, left_out: Reasons) -> tuple[list[str], dict[str, str]]:
+    """The names of the nodes to quantize, and of the other candidates with the reason. ``sizes`` are observed shapes.
+
+    Nodes that have no name of their own, and are chosen, get one. Those named in ``left_out`` are not.
+    """
+    labels = Counter(map(label, model.nodes()))
+    chosen: list[str] = []
+    left: dict[str, str] = {}
+    for node in filter(is_candidate, model.nodes()):
+        name = label(node)
+        if why := left_out.get(name) or fault(node, model.opset) or loss(node, sizes):
+            left[name] = why
+        else:
+            if not node.name or labels[name] > 1:
+                node.name = model.fresh_name(f"{node.op}_{name}")
+            chosen.append(node.name)
+    return chosen, left
 
 
 def is_candidate(node: Node) -> bool:

@@ -15,6 +15,8 @@ from onnxopt.quantization.kernels import FLOAT_LAYERS, KERNELS, Kernel, Kind
 
 Sizes = Mapping[str, tuple[int, ...]]
 Specs = Mapping[str, TensorSpec]
+# Why nodes stay float, by label.
+Reasons = Mapping[str, str]
 
 
 def operands(node: Node, kernel: Kernel) -> tuple[Tensor, ...]:

@@ -39,15 +39,17 @@ _SMALLER = 0.9
 class _Tried:
     candidate: Candidate
     timing: Timing
+    times: Times
 
 
 @dataclass(frozen=True)
 class PayOff:
-    """The quickest ``candidate`` (None: floats are), the ``times`` that it was placed by, and what a report should
-    tell."""
+    """The quickest ``candidate`` (None: floats are), the ``times`` that it was placed by, its speed over the original,
+    and what a report should tell."""
 
     candidate: Candidate | None
     times: Times
+    speedup: float
     skips: tuple[Skip, ...]
     figures: dict[str, Figure]
 
@@ -58,6 +60,26 @@ def pay_off(builder: Builder, first: Candidate, original: Model, context: Contex
     Measures on the context's first ``latency_batch`` samples. Raises ExecutionError when a model fails on them.
     """
     return _Search(builder, original, context).run(first)
+
+
+def speed(original: Model, candidate: Model, context: Context) -> Timing:
+    """Both run in turns, on the context's first ``latency_batch`` samples."""
+    feed = next(iter(context.dataset.batches(context.latency_batch, stop=context.latency_batch)))
+    return _timed(original, candidate, feed, context.threads)
+
+
+def loses(timing: Timing, original: Model, candidate: Candidate) -> bool:
+    """Is a candidate slower than the original, or as quick and hardly smaller?"""
+    smaller = candidate.model.constant_bytes() < _SMALLER * original.constant_bytes()
+    return timing.speedup < (1 - _RESOLUTION if smaller else _GAIN)
+
+
+def _timed(original: Model, candidate: Model, feed: Feed, threads: int) -> Timing:
+    rounds = []
+    for _ in range(_TIMING_ROUNDS):
+        floats, integers = (Session(m, threads=threads) for m in (original, candidate))
+        rounds.append(interleave(floats, integers, feed, budget_s=_TIMING_S, min_pairs=_MIN_PAIRS))
+    return Timing.over(rounds)
 
 
 class _Search:
@@ -71,15 +93,18 @@ class _Search:
 
     def run(self, first: Candidate) -> PayOff:
         candidate: Candidate | None = first
+        times = self.builder.times
         for _ in range(_ROUNDS):
-            if candidate is None or not self._measure(candidate) or self._best().candidate is not candidate:
+            if candidate is None or not self._measure(candidate, times) or self._best().candidate is not candidate:
                 break
-            candidate = self._build(self.times, first)
+            times = self.times
+            candidate = self._build(times, first)
         for caution in _CAUTION:
             if self._best().timing.speedup >= _CLEAR_GAIN:
                 break
-            if (candidate := self._build(self.times.dearer(caution), first)) is not None:
-                self._measure(candidate)
+            times = self.times.dearer(caution)
+            if (candidate := self._build(times, first)) is not None:
+                self._measure(candidate, times)
         best = self._best()
         return self._nothing() if self._loses(best) else self._chosen(best, first)
 
@@ -90,19 +115,16 @@ class _Search:
             return None
         return built if isinstance(built, Candidate) else None
 
-    def _measure(self, candidate: Candidate) -> bool:
-        """Time a candidate, and its parts; False for one that is known."""
+    def _measure(self, candidate: Candidate, times: Times) -> bool:
+        """Time a candidate, which was placed by ``times``, and its parts; False for one that is known."""
         units = frozenset(label(u.node) for u in candidate.placement.units)
         if units in self.seen:
             return False
         self.seen.add(units)
         found = profile(candidate.model, self.feed, threads=self.threads)
         self.times = self.times.with_integers(candidate.placement, found.nodes)
-        rounds = []
-        for _ in range(_TIMING_ROUNDS):
-            floats, integers = (Session(m, threads=self.threads) for m in (self.original, candidate.model))
-            rounds.append(interleave(floats, integers, self.feed, budget_s=_TIMING_S, min_pairs=_MIN_PAIRS))
-        self.tried.append(_Tried(candidate, Timing.over(rounds)))
+        timing = _timed(self.original, candidate.model, self.feed, self.threads)
+        self.tried.append(_Tried(candidate, timing, times))
         return True
 
     def _best(self) -> _Tried:
@@ -115,16 +137,15 @@ class _Search:
         return best
 
     def _loses(self, tried: _Tried) -> bool:
-        speedup = tried.timing.speedup
-        smaller = tried.candidate.model.constant_bytes() < _SMALLER * self.original.constant_bytes()
-        return speedup < (1 - _RESOLUTION if smaller else _GAIN)
+        return loses(tried.timing, self.original, tried.candidate)
 
     def _nothing(self) -> PayOff:
         timing = max((t.timing for t in self.tried), key=lambda t: t.speedup)
         why = f"left float: as integers it would run {timing.speedup:.2f} times as fast at batch {self.batch}"
         if timing.speedup >= 1 - _RESOLUTION:
             why += ", and be hardly smaller"
-        return PayOff(None, self.times, (Skip("model", why),), {"speedup": round(timing.speedup, 3)})
+        figures: dict[str, Figure] = {"speedup": round(timing.speedup, 3)}
+        return PayOff(None, self.times, timing.speedup, (Skip("model", why),), figures)
 
     def _chosen(self, best: _Tried, first: Candidate) -> PayOff:
         undone = [layer for layer in first.layers if layer not in best.candidate.layers]
@@ -134,4 +155,4 @@ class _Search:
             "speedup_tried": [round(t.timing.speedup, 3) for t in self.tried],
             "undone": list[object](undone),
         }
-        return PayOff(best.candidate, self.times, best.candidate.skips, figures)
+        return PayOff(best.candidate, best.times, timing.speedup, best.candidate.skips, figures)

@@ -10,7 +10,7 @@ that crosses pays for its conversion, once. (Boykov and Jolly, 2001, label pixel
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -20,11 +20,10 @@ from onnxopt.core.pass_ import Skip, label
 from onnxopt.graph.ir import Node, Scope, Tensor, Variable
 from onnxopt.graph.model import Model
 from onnxopt.numerics.minimum_cut import minimum_cut
-from onnxopt.quantization.eligible import Sizes, Specs, clamp_limits, fault, is_layer, operands
+from onnxopt.quantization.eligible import Reasons, Sizes, Specs, clamp_limits, fault, is_layer, operands
 from onnxopt.quantization.kernels import CLAMPS, KERNELS, Kernel, Kind
 from onnxopt.quantization.times import Times
 
-Reasons = Mapping[str, str]
 _NONE: Reasons = MappingProxyType({})
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from onnxopt.core.pass_ import label
 from onnxopt.graph.ir import Constant, Node, Scope, is_constant
 from onnxopt.graph.model import Model
-from onnxopt.quantization.eligible import Sizes, Specs, column_bias, fault, is_layer
-from onnxopt.quantization.placement import Reasons
+from onnxopt.quantization.eligible import Reasons, Sizes, Specs, column_bias, fault, is_layer
 
 # Since this opset a Gemm may go without C.
 _OPTIONAL_C = 11
