@@ -88,14 +88,15 @@ class Stream:
         """
         wanted = [t.name for t in self.model.graph.outputs]
         made = [n for n in wanted if n not in self._batches[0]]
-        ahead = _ahead(self.model, made, self._done)
-        part = _segment(self.model, ahead, self._batches[0], made)
-        session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
+        session = None
+        if made:
+            part = _segment(self.model, _ahead(self.model, made, self._done), self._batches[0], made)
+            session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
 
         def answers(values: Sequence[Array]) -> Iterator[list[Array]]:
             for batch, value in zip(self._batches, values, strict=True):
                 known = batch | {name: value}
-                found = session.run({k: v for k, v in known.items() if k in taken})
+                found = {} if session is None else session.run({k: v for k, v in known.items() if k in taken})
                 yield [found[n] if n in found else known[n] for n in wanted]
 
         return answers

@@ -111,7 +111,7 @@ def _measure(model: Model, context: Context, places: Mapping[str, _Place], sizes
             others = tuple(k for k in range(value.ndim) if k != axis)
             if value.size == 0 or value.shape[axis] != len(largest[name]):
                 continue
-            np.maximum(largest[name], np.maximum(value.max(axis=others), -value.min(axis=others)), largest[name])
+            np.maximum(largest[name], np.maximum(value.max(axis=others), -value.min(axis=others)), out=largest[name])
             power[name] += np.square(value).sum(axis=others, dtype=np.float64)
             rows[name] += value.size // value.shape[axis]
     return {name: _Channels(largest[name], power[name] / max(rows[name], 1)) for name in places}

@@ -74,6 +74,11 @@ def loses(timing: Timing, original: Model, candidate: Candidate) -> bool:
     return timing.speedup < (1 - _RESOLUTION if smaller else _GAIN)
 
 
+def interval(timing: Timing) -> list[float]:
+    """Median, low and high end of a speed, for a report."""
+    return [round(x, 3) for x in (timing.speedup, timing.speedup_low, timing.speedup_high)]
+
+
 def _timed(original: Model, candidate: Model, feed: Feed, threads: int) -> Timing:
     rounds = []
     for _ in range(_TIMING_ROUNDS):
@@ -151,7 +156,7 @@ class _Search:
         undone = [layer for layer in first.layers if layer not in best.candidate.layers]
         timing = best.timing
         figures: dict[str, Figure] = {
-            "speedup": [round(x, 3) for x in (timing.speedup, timing.speedup_low, timing.speedup_high)],
+            "speedup": interval(timing),
             "speedup_tried": [round(t.timing.speedup, 3) for t in self.tried],
             "undone": list[object](undone),
         }

@@ -22,7 +22,7 @@ from onnxopt.quantization.eligible import Reasons, is_layer
 from onnxopt.quantization.equalization import equalize
 from onnxopt.quantization.judge import Judge, hold_back
 from onnxopt.quantization.mixed import Goal, Mixed, mix
-from onnxopt.quantization.pay_off import loses, pay_off, speed
+from onnxopt.quantization.pay_off import interval, loses, pay_off, speed
 from onnxopt.runtime.target import NATIVE
 
 Activations = Literal["auto", "static", "dynamic"]
@@ -100,7 +100,7 @@ class _Search:
             self.figures |= mixed.figures()
         if self.measured and (self.bought or mixed is not None):
             ratio = speed(self.original, candidate.model, self.context)
-            self.figures["speedup"] = round(ratio.speedup, 3)
+            self.figures["speedup"] = interval(ratio)
             if loses(ratio, self.original, candidate):
                 why = f"left float: what the answers need in floats leaves {ratio.speedup:.2f} times the speed"
                 return Outcome(None, (*candidate.skips, Skip("model", why)), self.figures)

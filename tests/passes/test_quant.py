@@ -24,7 +24,7 @@ from onnxopt.quantization.eligible import is_layer
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.session import Session
 
-QUANT = Quant(measure=False)
+QUANT = Quant(effort="fast", activations="static")
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_movers_carry_integers(quantize):
 def test_weights_and_bias_are_within_half_a_step(quantize):
     rng = np.random.default_rng(3)
     exact = {"w": rng.standard_normal((8, 4, 3, 3)) * rng.uniform(0.01, 3, (8, 1, 1, 1)), "b": rng.standard_normal(8)}
-    step = Quant(bias_correction=False, measure=False)
+    step = Quant(bias_correction=False, effort="fast", activations="static")
     done = quantize("y = Conv (x, w, b)", "float[8,4,3,3] w, float[8] b", step=step, **exact)
     conv = next(n for n in done.outcome.model.graph.nodes if n.op == "Conv")
     scales = [np.asarray(t.inputs[0].inputs[1].values) for t in conv.inputs]
@@ -246,7 +246,7 @@ def test_bias_correction_takes_the_mean_error_out(quantize, nodes, weights, shap
     others = (0, 2, 3) if "Conv" in nodes else tuple(range(len(shape) - 1))
     shift = {}
     for correct in (False, True):
-        step = Quant(bias_correction=correct, per_channel=False, measure=False)
+        step = Quant(bias_correction=correct, per_channel=False, effort="fast", activations="static")
         outcome = quantize(nodes, weights, x, step=step, feed=feed, w=w).outcome
         shift[correct] = np.abs((outcome.after["y"] - outcome.before["y"]).mean(axis=others)).max()
     assert shift[True] < 0.1 * shift[False]
@@ -255,7 +255,7 @@ def test_bias_correction_takes_the_mean_error_out(quantize, nodes, weights, shap
 def test_one_scale_for_each_weight(quantize):
     w = np.random.default_rng(0).standard_normal((8, 4, 3, 3)) * np.geomspace(0.01, 1, 8).reshape(-1, 1, 1, 1)
     args = ("h = Conv (x, w, b) y = Relu (h)", "float[8,4,3,3] w, float[8] b")
-    one, each = (quantize(*args, step=Quant(per_channel=p, measure=False), w=w) for p in (False, True))
+    one, each = (quantize(*args, step=Quant(per_channel=p, effort="fast", activations="static"), w=w) for p in (False, True))
     assert one.kernels == each.kernels == {"QLinearConv": 1}
     assert (one.figures["per_channel"], each.figures["per_channel"]) == (False, True)
     assert all(c.shape in ((), (8,)) or c.dtype == np.int8 for c in one.outcome.model.constants())
@@ -265,7 +265,7 @@ def test_one_scale_for_each_weight(quantize):
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 def test_each_way_of_taking_ranges(quantize, method):
     nodes = "h = Conv (x, w, b) r = Relu (h) y = Conv (r, v, c)"
-    done = quantize(nodes, CONV, step=Quant(calibration=method, measure=False))
+    done = quantize(nodes, CONV, step=Quant(calibration=method, effort="fast", activations="static"))
     assert done.sqnr["y"] > 20
 
 
@@ -346,7 +346,7 @@ def test_infinite_weights(quantize):
 
 def test_excluded_nodes(quantize):
     nodes = "[first] h = Conv (x, w, b) r = Relu (h) [second] y = Conv (r, v, c)"
-    done = quantize(nodes, CONV, step=Quant(exclude="sec*+third", measure=False), skipped=["excluded"])
+    done = quantize(nodes, CONV, step=Quant(exclude="sec*+third", effort="fast", activations="static"), skipped=["excluded"])
     assert done.kernels == {"QLinearConv": 1, "Conv": 1}
 
 
