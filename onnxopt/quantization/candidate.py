@@ -22,6 +22,7 @@ from onnxopt.quantization import qdq
 from onnxopt.quantization.bias_correction import Means, Read, measure
 from onnxopt.quantization.dynamic import quantize_layers
 from onnxopt.quantization.eligible import Reasons, is_layer
+from onnxopt.quantization.input_grid import Aligned, align
 from onnxopt.quantization.placement import Placement, Unit, place
 from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
@@ -85,6 +86,7 @@ class Builder:
         times: Times = Times(),  # noqa: B008  # frozen
     ) -> None:
         self.plain = model
+        self.aligned: Mapping[str, Aligned] = {}
         self.dynamic = tuple(dynamic)
         self.times = times
         self.context = context
@@ -93,7 +95,9 @@ class Builder:
         name_all_axes(model, self.sizes, self.specs)
         make_plain(model, self.sizes, self.specs, left_out)
         self._left_out = dict(left_out)
-        self._ranges = Ranges(model, context, settings.method)
+        if settings.per_channel and model.opset >= PER_CHANNEL_OPSET:
+            self._align()
+        self._ranges = Ranges(model, context, settings.method, {n: a.range for n, a in self.aligned.items()})
         self._known_means: dict[tuple[object, ...], Means] = {}
 
     def with_dynamic(self, names: Sequence[str], left_out: Reasons) -> Builder:
@@ -101,6 +105,16 @@ class Builder:
         other = copy(self)
         other.dynamic, other._left_out = tuple(names), self._left_out | dict(left_out)
         return other
+
+    def _align(self) -> None:
+        """Give inputs that are integers in disguise as such."""
+        self.aligned = align(self.plain, self.context)
+        self.sizes, self.specs = self.context.shapes(self.plain), shapes.specs(self.plain)
+        made = self.plain.variables()
+        for name in (n for n, a in self.aligned.items() if a.source is not None):
+            shift = made[name].inputs[0]
+            scale = shift.inputs[0].inputs[0]
+            self._left_out |= {label(node): "scales and shifts an input" for node in (shift, scale)}
 
     def of(self, model: Model) -> Builder:
         """The same for another float model with the same nodes."""
@@ -171,7 +185,7 @@ class Builder:
             params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
             weights = self._weights(placement, params)
             layers = (*weights, *dynamic)
-            qdq.write(model, placement, params, weights)
+            qdq.write(model, placement, params, weights, self.aligned)
             reduced = quantize_layers(model, dynamic, guard=saturates(self.context.target))
             model.tidy()
             # A file for ARM is not what runs best here: what counts is what its kernels would be there.
@@ -214,10 +228,13 @@ class Builder:
 
 
 class Ranges:
-    """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know."""
+    """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know.
 
-    def __init__(self, model: Model, context: Context, method: Method) -> None:
-        self.found: dict[str, Range] = {}
+    ``known`` are those that need no data.
+    """
+
+    def __init__(self, model: Model, context: Context, method: Method, known: Mapping[str, Range]) -> None:
+        self.found: dict[str, Range] = dict(known)
         self.statistics: dict[str, Statistics] = {}
         self.unfit: dict[str, str] = {}
         self.notes: list[str] = []

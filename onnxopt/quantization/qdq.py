@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,8 +32,9 @@ from onnxopt.numerics.qparams import (
     quantize,
 )
 from onnxopt.numerics.ranges import Range
-from onnxopt.quantization.eligible import clamp_limits
-from onnxopt.quantization.kernels import KEPT_APART, KERNELS, Kernel, Kind
+from onnxopt.quantization.eligible import clamp_limits, is_layer
+from onnxopt.quantization.input_grid import Aligned, Grid
+from onnxopt.quantization.kernels import CLAMPS, KEPT_APART, KERNELS, Kernel, Kind
 from onnxopt.quantization.placement import Placement, Unit
 from onnxopt.quantization.weights import LayerWeights
 
@@ -87,9 +89,11 @@ def write(
     placement: Placement,
     params: Mapping[str, QParams],
     weights: Mapping[str, LayerWeights],
+    aligned: Mapping[str, Aligned] = MappingProxyType({}),
 ) -> None:
-    """Change the model. ``params`` are from ``choose``, by tensor; ``weights`` are those of the placement's layers."""
-    writer = _Writer(model, placement, params, weights)
+    """Change the model. ``params`` are from ``choose``, by tensor; ``weights`` are those of the placement's layers;
+    ``aligned`` are scaled and shifted inputs that a quantizer by channel can make integers of."""
+    writer = _Writer(model, placement, params, weights, aligned)
     moved = {t.name for u in placement.units if u.moves for t in u.writes}
     for name, tensor in {**placement.read, **placement.made}.items():
         if name not in moved:
@@ -111,6 +115,7 @@ class _Writer:
     placement: Placement
     params: Mapping[str, QParams]
     weights: Mapping[str, LayerWeights]
+    aligned: Mapping[str, Aligned]
     integers: dict[str, Variable] = field(default_factory=dict)  # by the name of the tensor that they stand for
     shared: dict[tuple[object, ...], Tensor] = field(default_factory=dict)  # scales, zero points, weights by content
 
@@ -127,23 +132,42 @@ class _Writer:
         else:
             rounded = self._like(tensor, "rounded")
             replace_uses(tensor, rounded, [u.node for u in self.placement.readers(tensor)])
-            self._node("QuantizeLinear", self._apart(tensor), integers, params)
+            aligned = self.aligned.get(tensor.name)
+            if aligned is not None and aligned.source is not None:
+                self._quantize_by_channel(aligned.source, aligned.grid, integers, params)
+            else:
+                self._node("QuantizeLinear", self._apart(tensor), integers, params)
             self._node("DequantizeLinear", integers, rounded, params)
+
+    def _quantize_by_channel(self, source: str, grid: Grid, integers: Variable, params: QParams) -> None:
+        """The integers of a grid, from what is not scaled and shifted yet."""
+        zero = (np.rint(grid.zero) + float(params.zero_point)).astype(params.zero_point.dtype)
+        by_channel = QParams(grid.step.astype(np.float32), zero)
+        self._node("QuantizeLinear", self.model.variables()[source], integers, by_channel, 1)
 
     def _apart(self, tensor: Variable) -> Variable:
         """The tensor, or a copy of it that keeps the runtime from joining its maker with the quantizer.
 
-        A quantizer goes upstream past what only moves numbers. A sum of one operand is not optimized away.
+        A quantizer goes upstream past what only moves numbers, and past a clamp. Of a layer with float weights between
+        integers the runtime makes an integer one by itself, with one scale for all weights. A sum of one operand is not
+        optimized away.
         """
         source: Tensor = tensor
-        while source.inputs and KERNELS.get(source.inputs[0].op, _COMPUTES).kind is Kind.MOVE:
+        while source.inputs and (
+            source.inputs[0].op in CLAMPS or KERNELS.get(source.inputs[0].op, _COMPUTES).kind is Kind.MOVE
+        ):
             source = source.inputs[0].inputs[0]
-        if not source.inputs or source.inputs[0].op not in KEPT_APART:
+        maker = source.inputs[0] if source.inputs else None
+        if maker is None or not (maker.op in KEPT_APART or self._is_float_layer(maker)):
             return tensor
         copy = self._like(tensor, "apart")
         name = self.model.fresh_name(f"{tensor.name}_Sum")
         self.model.graph.nodes.append(Node("Sum", name, [tensor], [copy]))
         return copy
+
+    def _is_float_layer(self, node: Node) -> bool:
+        """Does it read integers, and have float weights?"""
+        return is_layer(node) and node.inputs[0].name in self.placement.made and is_constant(node.inputs[1])
 
     def move(self, unit: Unit) -> None:
         """Let a node that computes nothing work on the integers."""

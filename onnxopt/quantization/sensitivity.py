@@ -60,10 +60,12 @@ def rank(
     total = judge(full.model).sqnr_db if gains else math.nan
     lost = lost_ms(builder, full)
     shares = mac_shares(builder)
-    without = {layer: {other: _OTHERS for other in units if other != layer} for layer in full.layers}
+    layers = [name for name in full.layers if name in units]
+    others = [*units, *(name for name in full.layers if name not in units)]
+    without = {layer: {other: _OTHERS for other in others if other != layer} for layer in layers}
     builder.prepare(without.values())
     found = []
-    for layer in track(full.layers, "rank layers"):
+    for layer in track(layers, "rank layers"):
         alone = builder.build(without[layer])
         quality = judge(alone.model) if isinstance(alone, Candidate) else judge.perfect
         op, share = shares[layer]

@@ -55,7 +55,7 @@ def tune(
     stream = Stream(model, feeds(context, samples), placement.sizes, context.threads)
     exact = list(stream.read([t.name for t in model.graph.outputs]))
     found, limits = {}, limits_of(placement)
-    for name in context.track([n for n in order if n in roots], "choose ranges"):
+    for name in context.track([n for n in order if n in roots and n in statistics], "choose ranges"):
         if stream.rest(name) < 1:
             continue
         values = [v for (v,) in stream.read([name])]
