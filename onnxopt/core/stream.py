@@ -81,23 +81,25 @@ class Stream:
             made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
             yield [batch[n] if n in batch else made[n] for n in names]
 
-    def respond(self, name: str) -> Callable[[Sequence[Array]], Iterator[list[Array]]]:
-        """A function that takes other values of a tensor, one array for each batch, and gives the model's outputs.
+    def respond(self, name: str) -> Callable[[Sequence[Array]], Iterator[dict[str, Array]]]:
+        """A function that takes other values of a tensor, one array for each batch, and gives the outputs of the model
+        that are not made yet, by name; the tensor may be one.
 
         The stream must rest at the tensor.
         """
-        wanted = [t.name for t in self.model.graph.outputs]
+        past = {t.name for n in self.model.graph.nodes if _made(n) in self._done for t in n.outputs} - {name}
+        wanted = [t.name for t in self.model.graph.outputs if t.name not in past]
         made = [n for n in wanted if n not in self._batches[0]]
         session = None
         if made:
             part = _segment(self.model, _ahead(self.model, made, self._done), self._batches[0], made)
             session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
 
-        def answers(values: Sequence[Array]) -> Iterator[list[Array]]:
+        def answers(values: Sequence[Array]) -> Iterator[dict[str, Array]]:
             for batch, value in zip(self._batches, values, strict=True):
                 known = batch | {name: value}
                 found = {} if session is None else session.run({k: v for k, v in known.items() if k in taken})
-                yield [found[n] if n in found else known[n] for n in wanted]
+                yield {n: found[n] if n in found else known[n] for n in wanted}
 
         return answers
 

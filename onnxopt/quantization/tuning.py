@@ -53,7 +53,8 @@ def tune(
     roots = set(placement.roots.values())
     order = [t.name for t in model.graph.inputs] + [t.name for n in model.graph.nodes for t in n.outputs]
     stream = Stream(model, feeds(context, samples), placement.sizes, context.threads)
-    exact = list(stream.read([t.name for t in model.graph.outputs]))
+    outputs = [t.name for t in model.graph.outputs]
+    exact = [dict(zip(outputs, values, strict=True)) for values in stream.read(outputs)]
     found, limits = {}, limits_of(placement)
     for name in context.track([n for n in order if n in roots and n in statistics], "choose ranges"):
         if stream.rest(name) < 1:
@@ -91,15 +92,13 @@ def _rounded(values: Array, params: QParams, context: Context) -> Array:
     return np.asarray(result + (values - result).mean(axis=axes, keepdims=True, dtype=np.float64), values.dtype)
 
 
-def _noise(exact: Sequence[Sequence[Array]], answers: Iterable[Sequence[Array]]) -> float:
+def _noise(exact: Sequence[Mapping[str, Array]], answers: Iterable[Mapping[str, Array]]) -> float:
     """Energy of the difference over energy of what is exact, summed over the outputs."""
-    signal: dict[int, float] = {}
-    error: dict[int, float] = {}
+    signal: dict[str, float] = {}
+    error: dict[str, float] = {}
     for wanted, got in zip(exact, answers, strict=True):
-        for i, (a, b) in enumerate(zip(wanted, got, strict=True)):
-            if a.dtype.kind != "f":
-                continue
-            x = np.asarray(a, np.float64)
-            signal[i] = signal.get(i, 0.0) + float(np.square(x).sum())
-            error[i] = error.get(i, 0.0) + float(np.square(x - b).sum())
-    return sum(error[i] / max(signal[i], 1e-300) for i in signal)
+        for name in (n for n, value in got.items() if value.dtype.kind == "f"):
+            x = np.asarray(wanted[name], np.float64)
+            signal[name] = signal.get(name, 0.0) + float(np.square(x).sum())
+            error[name] = error.get(name, 0.0) + float(np.square(x - got[name]).sum())
+    return sum(error[name] / max(signal[name], 1e-300) for name in signal)
