@@ -35,16 +35,24 @@ class Stream:
     """Feeds on their way through a model, which may be changed wherever the stream does not rest behind, as long as no
     tensor changes its name.
 
-    ``shapes`` are those of the model's tensors for one sample, or larger ones.
+    ``shapes`` are those of the model's tensors for one sample, or larger ones. With ``optimize`` the runtime may fuse
+    nodes and, where float weights lie between integers, round them.
     """
 
     def __init__(
-        self, model: Model, batches: Sequence[Feed], shapes: Mapping[str, tuple[int, ...]], threads: int = 1
+        self,
+        model: Model,
+        batches: Sequence[Feed],
+        shapes: Mapping[str, tuple[int, ...]],
+        threads: int = 1,
+        *,
+        optimize: bool = True,
     ) -> None:
         self.model = model
         self._batches = list(batches)
         self._shapes = shapes
         self._threads = threads
+        self._optimize = optimize
         self._done: set[str] = set()
         one = sum(prod(shapes[name]) for name in batches[0]) if batches else 1
         self._scale = sum(value.size for feed in batches for value in feed.values()) / max(one, 1)
@@ -76,7 +84,7 @@ class Stream:
         if missing:
             ahead = _ahead(self.model, missing, self._done)
             part = _segment(self.model, ahead, self._batches[0], missing)
-            session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
+            session, taken = self._session(part), {spec.name for spec in part.inputs}
         for batch in self._batches[: ceil(share * len(self._batches))]:
             made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
             yield [batch[n] if n in batch else made[n] for n in names]
@@ -93,7 +101,7 @@ class Stream:
         session = None
         if made:
             part = _segment(self.model, _ahead(self.model, made, self._done), self._batches[0], made)
-            session, taken = Session(part, threads=self._threads), {spec.name for spec in part.inputs}
+            session, taken = self._session(part), {spec.name for spec in part.inputs}
 
         def answers(values: Sequence[Array]) -> Iterator[dict[str, Array]]:
             for batch, value in zip(self._batches, values, strict=True):
@@ -102,6 +110,9 @@ class Stream:
                 yield {n: found[n] if n in found else known[n] for n in wanted}
 
         return answers
+
+    def _session(self, part: Model) -> Session:
+        return Session(part, threads=self._threads, optimize=self._optimize)
 
     def passes(self, name: str, nodes: Sequence[Node]) -> bool:
         """Does any of these nodes lie between where the stream rests and a tensor?"""

@@ -55,20 +55,33 @@ def enough_rows(layer: Node) -> int:
 def read(layer: Node) -> tuple[Floats, Floats]:
     """Weight and bias."""
     view = layout(layer)
-    weight = np.asarray(layer.inputs[1].values, np.float64).reshape(view.shape) * layer.attrs.get("alpha", 1.0)
-    weight = weight if view.out == 1 else weight.swapaxes(1, 2)
-    weight = weight[..., ::-1] if layer.op == "ConvTranspose" else weight
+    weight = unroll(layer, np.asarray(layer.inputs[1].values, np.float64)) * layer.attrs.get("alpha", 1.0)
     bias = np.broadcast_to(layers.bias(layer).reshape(-1), (view.outputs,))
-    return weight.reshape(view.shape[0], view.shape[view.out], -1).copy(), bias.reshape(view.shape[0], -1).copy()
+    return weight, bias.reshape(view.shape[0], -1).copy()
+
+
+def unroll(layer: Node, weight: Array) -> Array:
+    """Numbers in the form of the layer's own weight as (groups, outputs, inputs x kernel)."""
+    view = layout(layer)
+    full = weight.reshape(view.shape)
+    full = full if view.out == 1 else full.swapaxes(1, 2)
+    full = full[..., ::-1] if layer.op == "ConvTranspose" else full
+    return full.reshape(view.shape[0], view.shape[view.out], -1).copy()
+
+
+def roll(layer: Node, weight: Array) -> Array:
+    """Numbers as (groups, outputs, inputs x kernel) in the form of the layer's own weight: what undoes ``unroll``."""
+    view = layout(layer)
+    full = weight.reshape(view.shape[0], view.shape[view.out], view.shape[view.into], view.shape[3])
+    full = full[..., ::-1] if layer.op == "ConvTranspose" else full
+    full = full if view.out == 1 else full.swapaxes(1, 2)
+    return np.ascontiguousarray(full.reshape(layer.inputs[1].shape))
 
 
 def write(model: Model, layer: Node, weight: Floats, bias: Floats) -> None:
     """Give the layer a new weight and bias, in its own form. What it makes keeps its name."""
-    view, old = layout(layer), layer.inputs[1]
-    full = weight.reshape(view.shape[0], view.shape[view.out], view.shape[view.into], view.shape[3])
-    full = full[..., ::-1] if layer.op == "ConvTranspose" else full
-    full = full if view.out == 1 else full.swapaxes(1, 2)
-    new = model.constant(f"{label(layer)}.weight", np.ascontiguousarray(full.reshape(old.shape)).astype(old.dtype))
+    old = layer.inputs[1]
+    new = model.constant(f"{label(layer)}.weight", roll(layer, weight).astype(old.dtype))
     shift = model.constant(f"{label(layer)}.bias", bias.reshape(-1).astype(old.dtype))
     layer.attrs.pop("alpha", None)
     layer.attrs.pop("beta", None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from types import MappingProxyType
@@ -67,6 +67,14 @@ class Placement:
     units: tuple[Unit, ...]
     skips: tuple[Skip, ...]
     sizes: Sizes
+
+    def on(self, model: Model) -> Placement:
+        """The same choice for a float model with the same nodes."""
+        by_label = {label(node): node for node in model.graph.nodes}
+        nodes = [by_label[label(u.node)] for u in self.units]
+        clamps = [node.outputs[0].outputs[0] if u.clamp else None for node, u in zip(nodes, self.units, strict=True)]
+        units = (Unit(n, u.kernel, clamp) for n, u, clamp in zip(nodes, self.units, clamps, strict=True))
+        return replace(self, units=tuple(units))
 
     def readers(self, tensor: Tensor) -> list[Unit]:
         """The units that read a tensor as integers."""

@@ -91,8 +91,9 @@ def write(
     weights: Mapping[str, LayerWeights],
     aligned: Mapping[str, Aligned] = MappingProxyType({}),
 ) -> None:
-    """Change the model. ``params`` are from ``choose``, by tensor; ``weights`` are those of the placement's layers;
-    ``aligned`` are scaled and shifted inputs that a quantizer by channel can make integers of."""
+    """Change the model. ``params`` are from ``choose``, by tensor; ``weights`` are those of the placement's layers, of
+    which those without keep their own; ``aligned`` are scaled and shifted inputs that a quantizer by channel can make
+    integers of."""
     writer = _Writer(model, placement, params, weights, aligned)
     moved = {t.name for u in placement.units if u.moves for t in u.writes}
     for name, tensor in {**placement.read, **placement.made}.items():
@@ -101,10 +102,10 @@ def write(
     for unit in placement.units:
         if unit.moves:
             writer.move(unit)
-        elif unit.kernel.kind is Kind.LAYER:
-            writer.parameters(unit)
-        else:
+        elif unit.kernel.kind is not Kind.LAYER:
             writer.constants(unit)
+        elif label(unit.node) in weights:
+            writer.parameters(unit)
         if unit.node.op == "AveragePool":
             writer.convolve(unit)
 
@@ -230,13 +231,10 @@ class _Writer:
 
     def _add_behind(self, node: Node, correction: Floats) -> None:
         """Take a correction into the constants that are added to a product, if they are."""
-        add = next(iter(node.outputs[0].outputs), None)
-        if add is None or add.op != "Add" or len(node.outputs[0].outputs) > 1:
-            return
-        for i, tensor in enumerate(add.inputs):
-            if is_constant(tensor) and tuple(tensor.shape[-1:]) == correction.shape == (tensor.values.size,):
-                values = tensor.values + correction.astype(np.float32)
-                add.inputs[i] = self.model.constant(f"{tensor.name}_corrected", values)
+        if slot := constant_behind(node):
+            add, i = slot
+            values = add.inputs[i].values + correction.astype(np.float32)
+            add.inputs[i] = self.model.constant(f"{add.inputs[i].name}_corrected", values)
 
     def _bias(self, stem: str, weights: LayerWeights) -> Variable:
         steps, params = weights.int32_bias()
@@ -276,6 +274,17 @@ class _Writer:
         result = Variable(self.model.fresh_name(f"{tensor.name}_quantized"), dtype, tensor.shape)
         self.integers[tensor.name] = result
         return result
+
+
+def constant_behind(matmul: Node) -> tuple[Node, int] | None:
+    """The Add that alone reads a product, and which of its operands is a constant for each column; None without."""
+    (product,) = matmul.outputs
+    columns = matmul.inputs[1].shape[-1]
+    if [n.op for n in product.outputs] != ["Add"]:
+        return None
+    add = product.outputs[0]
+    fits = (is_constant(t) and t.values.size == columns and t.shape[-1:] == (columns,) for t in add.inputs)
+    return next(((add, i) for i, fit in enumerate(fits) if fit), None)
 
 
 def _index(tensors: Sequence[Tensor], tensor: Tensor) -> int:
