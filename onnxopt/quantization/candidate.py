@@ -21,8 +21,8 @@ from onnxopt.numerics.ranges import Range
 from onnxopt.quantization import qdq
 from onnxopt.quantization.bias_correction import Means, Read, measure
 from onnxopt.quantization.dynamic import quantize_layers
-from onnxopt.quantization.eligible import Reasons, is_layer
-from onnxopt.quantization.input_grid import Aligned, align
+from onnxopt.quantization.eligible import Reasons, Sizes, Specs, is_layer
+from onnxopt.quantization.input_grid import Aligned, align, restore
 from onnxopt.quantization.placement import Placement, Unit, place
 from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
@@ -73,7 +73,8 @@ class Builder:
     """Builds candidates of one float model, which is first given the form that integer kernels take.
 
     ``left_out`` are the nodes that stay float in every candidate, with the reason; ``dynamic`` the names of those that
-    get their scales at every run; ``times`` decide what pays.
+    get their scales at every run; ``times`` decide what pays; ``aligned`` are the inputs that were made plain integers,
+    if that has been done already.
     """
 
     def __init__(
@@ -84,19 +85,19 @@ class Builder:
         left_out: Reasons,
         dynamic: Sequence[str] = (),
         times: Times = Times(),  # noqa: B008  # frozen
+        aligned: Mapping[str, Aligned] | None = None,
     ) -> None:
         self.plain = model
-        self.aligned: Mapping[str, Aligned] = {}
         self.dynamic = tuple(dynamic)
         self.times = times
         self.context = context
         self.settings = settings
-        self.sizes, self.specs = context.shapes(model), shapes.specs(model)
-        name_all_axes(model, self.sizes, self.specs)
-        make_plain(model, self.sizes, self.specs, left_out)
+        sizes, specs = context.shapes(model), shapes.specs(model)
+        name_all_axes(model, sizes, specs)
+        make_plain(model, sizes, specs, left_out)
         self._left_out = dict(left_out)
-        if settings.per_channel and model.opset >= PER_CHANNEL_OPSET:
-            self._align()
+        self.aligned = self._align(context.shapes(model), shapes.specs(model)) if aligned is None else aligned
+        self.sizes, self.specs = context.shapes(model), shapes.specs(model)
         self._ranges = Ranges(model, context, settings.method, {n: a.range for n, a in self.aligned.items()})
         self._known_means: dict[tuple[object, ...], Means] = {}
 
@@ -106,19 +107,22 @@ class Builder:
         other.dynamic, other._left_out = tuple(names), self._left_out | dict(left_out)
         return other
 
-    def _align(self) -> None:
+    def _align(self, sizes: Sizes, specs: Specs) -> Mapping[str, Aligned]:
         """Give inputs that are integers in disguise as such."""
-        self.aligned = align(self.plain, self.context)
-        self.sizes, self.specs = self.context.shapes(self.plain), shapes.specs(self.plain)
+        # Integers are all positive: what rounding the weights adds on average grows, and biases must make good for it.
+        if not (self.settings.per_channel and self.settings.bias_correction and self.plain.opset >= PER_CHANNEL_OPSET):
+            return {}
+        aligned = align(self.plain, self.context, sizes, specs, self._left_out)
         made = self.plain.variables()
-        for name in (n for n, a in self.aligned.items() if a.source is not None):
+        for name in (n for n, a in aligned.items() if a.source is not None):
             shift = made[name].inputs[0]
             scale = shift.inputs[0].inputs[0]
             self._left_out |= {label(node): "scales and shifts an input" for node in (shift, scale)}
+        return aligned
 
     def of(self, model: Model) -> Builder:
         """The same for another float model with the same nodes."""
-        return Builder(model, self.context, self.settings, self._left_out, self.dynamic, self.times)
+        return Builder(model, self.context, self.settings, self._left_out, self.dynamic, self.times, self.aligned)
 
     @property
     def ranges(self) -> Mapping[str, Range]:
@@ -182,6 +186,8 @@ class Builder:
             placement = replace(placement, skips=tuple(s for s in placement.skips if s.node not in dynamic))
             if not placement.units and not dynamic:
                 return placement.skips
+            for name in (n for n, a in self.aligned.items() if a.source is not None and n not in placement.read):
+                restore(model, name)
             params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
             weights = self._weights(placement, params)
             layers = (*weights, *dynamic)
