@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Skip
+from onnxopt.core.pass_ import Figure, Skip, label
+from onnxopt.errors import ExecutionError
 from onnxopt.graph.model import Model
 from onnxopt.quantization import dynamic_eligible
 from onnxopt.quantization.candidate import Builder, Candidate, Settings
 from onnxopt.quantization.eligible import Reasons, is_layer
 from onnxopt.quantization.equalization import equalize
 from onnxopt.quantization.judge import Judge, hold_back
-from onnxopt.quantization.mixed import Goal, Mixed, mix
+from onnxopt.quantization.mixed import SAMPLES as GOAL_SAMPLES
+from onnxopt.quantization.mixed import Goal, Mixed, meet, mix
 from onnxopt.quantization.pay_off import interval, loses, pay_off, speed
 from onnxopt.runtime.target import NATIVE
 
@@ -35,6 +37,9 @@ _DB_FOR_TIME, _ENOUGH_DB = 0.01, 45.0
 # What a repair must gain to be worth keeping, in dB.
 _WORTH_DB = 0.05
 _JUDGED_ON = 64
+# Layers with integer kernels for dynamic scales alone.
+_DYNAMIC_ONLY = ("LSTM",)
+_SAME = "too few samples to hold any back: what repairs bring is judged on those that ranges were taken from"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,24 @@ def quantize_model(plain: Model, original: Model, context: Context, wanted: Want
     return _Search(plain, original, context, wanted, left_out).run()
 
 
+@dataclass(frozen=True)
+class _Form:
+    """Static or dynamic scales: the candidate, its builder, and what was found of it."""
+
+    candidate: Candidate
+    builder: Builder
+    speedup: float
+    sqnr_db: float
+    figures: Mapping[str, Figure]
+
+    @property
+    def value(self) -> float:
+        """What it is worth, as the logarithm of a speed. Unusable answers are worth nothing."""
+        quality = 0.0 if math.isnan(self.sqnr_db) else _DB_FOR_TIME * min(self.sqnr_db, _ENOUGH_DB)
+        speed = 0.0 if math.isnan(self.speedup) else math.log(self.speedup)
+        return speed + quality - (self.sqnr_db < _USABLE_DB)
+
+
 class _Search:
     def __init__(self, plain: Model, original: Model, context: Context, wanted: Wanted, left_out: Reasons) -> None:
         self.wanted, self.original, self.left_out = wanted, original, left_out
@@ -86,76 +109,89 @@ class _Search:
         self.builder = Builder(plain, self.context, wanted.settings, left_out)
         self.judge = Judge(original, held_out, samples=_JUDGED_ON, threads=context.threads) if judged else None
         self.figures: dict[str, Figure] = {"effort": wanted.effort}
+        self.notes = [_SAME] if judged and held_out is calibration else []
         self.bought: list[dict[str, Any]] = []
-        self.skips: tuple[Skip, ...] = ()
 
     def run(self) -> Outcome:
-        candidate = self._form()
-        if candidate is None:
-            return Outcome(None, self.skips, self.figures)
-        candidate = self._repair(candidate)
+        found = self._form()
+        if not isinstance(found, Candidate):
+            return Outcome(None, found, self.figures)
+        candidate = self._repair(found)
         mixed = self._mixed(candidate)
         if mixed is not None:
             candidate = mixed.candidate
             self.figures |= mixed.figures()
-        if self.measured and (self.bought or mixed is not None):
+        # Repairs change numbers, not kernels.
+        if self.measured and mixed is not None and mixed.left:
             ratio = speed(self.original, candidate.model, self.context)
             self.figures["speedup"] = interval(ratio)
             if loses(ratio, self.original, candidate):
                 why = f"left float: what the answers need in floats leaves {ratio.speedup:.2f} times the speed"
                 return Outcome(None, (*candidate.skips, Skip("model", why)), self.figures)
         self.figures["repairs"] = self.bought
-        self.figures["notes"] = list(self.builder.notes)
-        return Outcome(candidate, (*candidate.skips, *self.skips), self.figures)
+        self.figures["notes"] = [*self.notes, *self.builder.notes]
+        return Outcome(candidate, candidate.skips, self.figures)
 
-    def _form(self) -> Candidate | None:
-        """The best of the forms that are allowed, placed by what pays on this machine."""
-        best: tuple[float, Candidate, Builder] | None = None
-        tried: dict[str, Figure] = {}
+    def _form(self) -> Candidate | tuple[Skip, ...]:
+        """The best of the forms that are allowed, placed by what pays on this machine; or why there is none."""
+        forms: dict[str, _Form] = {}
+        failed: dict[str, tuple[Skip, ...]] = {}
         for name, builder in self._forms():
-            candidate = builder.build({})
-            if not isinstance(candidate, Candidate):
-                self.skips = candidate
-                continue
-            ratio = math.nan
-            if self.measured:
-                paid = pay_off(builder, candidate, self.original, self.context)
-                builder.times = paid.times
+            try:
+                found = self._measured(builder)
+            except ExecutionError as error:
+                found = (Skip("model", f"left float as a whole, because in integers: {error}"),)
+            if isinstance(found, _Form):
+                forms[name] = found
+            else:
+                failed[name] = found
+        if len(forms) + len(failed) > 1:
+            tried: dict[str, Figure] = {n: [round(f.speedup, 3), _rounded(f.sqnr_db)] for n, f in forms.items()}
+            self.figures["forms"] = tried | {n: _of_model(skips) for n, skips in failed.items()}
+        if not forms:
+            return _joined(failed)
+        best = max(forms.values(), key=lambda f: f.value)
+        self.builder = best.builder
+        self.figures |= best.figures
+        self.figures["activations"] = "dynamic" if best.builder.dynamic else "static"
+        return best.candidate
+
+    def _measured(self, builder: Builder) -> _Form | tuple[Skip, ...]:
+        """A builder's candidate, placed by what pays. Raises ExecutionError where it does not run."""
+        candidate = builder.build({})
+        if not isinstance(candidate, Candidate):
+            return candidate
+        ratio, figures = math.nan, dict[str, Figure]()
+        if self.measured:
+            paid = pay_off(builder, candidate, self.original, self.context)
+            if paid.candidate is None:
                 self.figures |= paid.figures
-                if paid.candidate is None:
-                    self.skips = paid.skips
-                    continue
-                candidate, ratio = paid.candidate, paid.speedup
-            sqnr = self.judge(candidate.model).sqnr_db if self.judge is not None else math.nan
-            value = _value(ratio, sqnr)
-            tried[name] = [round(ratio, 3), round(sqnr, 2)]
-            if best is None or value > best[0]:
-                best = (value, candidate, builder)
-        if len(tried) > 1:
-            self.figures["forms"] = tried
-        if best is None:
-            return None
-        _, candidate, self.builder = best
-        self.figures["activations"] = "dynamic" if self.builder.dynamic else "static"
-        return candidate
+                return (*candidate.skips, *paid.skips)
+            builder.times = paid.times
+            candidate, ratio, figures = paid.candidate, paid.speedup, paid.figures
+        sqnr = self.judge(candidate.model).sqnr_db if self.judge is not None else math.nan
+        return _Form(candidate, builder, ratio, sqnr, figures)
 
     def _forms(self) -> Iterator[tuple[str, Builder]]:
         """Static scales, with dynamic ones where there are no others; and dynamic ones wherever there can be."""
-        able, _ = dynamic_eligible.choose(self.builder.plain, self.builder.sizes, self.left_out)
-        static = {n.name for n in self.builder.plain.graph.nodes if is_layer(n) and n.op not in ("LSTM",)}
+        able, unable = dynamic_eligible.choose(self.builder.plain, self.builder.sizes, self.left_out)
+        layers = [n for n in self.builder.plain.graph.nodes if is_layer(n)]
+        static = {label(n) for n in layers if n.op not in _DYNAMIC_ONLY}
         only = [name for name in able if name not in static]
+        # Of those that could have dynamic scales alone: why they have none.
+        apart = {label(n): unable[label(n)] for n in layers if n.op in _DYNAMIC_ONLY and label(n) in unable}
         if self.wanted.activations == "static":
             yield "static", self.builder
         elif self.wanted.activations == "dynamic":
-            layers = {n: "only dynamic scales were asked for" for n in static if n not in able}
-            yield "dynamic", self.builder.with_dynamic(able, layers)
+            apart |= {n: unable.get(n, "only dynamic scales were asked for") for n in static if n not in able}
+            yield "dynamic", self.builder.with_dynamic(able, apart)
         elif self.judge is None:
             dynamic = len(able) > len(static) / 2
-            yield "auto", self.builder.with_dynamic(able if dynamic else only, {})
+            yield "auto", self.builder.with_dynamic(able if dynamic else only, apart)
         else:
-            yield "static", self.builder.with_dynamic(only, {})
+            yield "static", self.builder.with_dynamic(only, apart)
             if len(able) > len(only):
-                yield "dynamic", self.builder.with_dynamic(able, {})
+                yield "dynamic", self.builder.with_dynamic(able, apart)
 
     def _repair(self, candidate: Candidate) -> Candidate:
         """Equalized channels and tuned ranges, where they help."""
@@ -175,7 +211,7 @@ class _Search:
 
     def _equalized(self, candidate: Candidate) -> Candidate | None:
         model = self.builder.plain.clone()
-        tensors = {**candidate.placement.read, **candidate.placement.made}
+        tensors = {**candidate.placement.read, **candidate.placement.made}.keys() - self.builder.aligned.keys()
         if not equalize(model, self.context, tensors, self.builder.sizes):
             return None
         self.builder = self.builder.of(model)
@@ -194,31 +230,47 @@ class _Search:
         assert self.judge is not None
         began = time.perf_counter()
         before = self.judge(candidate.model).sqnr_db
-        repaired = repair()
+        failed = ""
+        try:
+            repaired = repair()
+        except ExecutionError as error:
+            repaired, failed = None, str(error)
         after = self.judge(repaired.model).sqnr_db if repaired is not None else before
         kept = repaired is not None and after > before + _WORTH_DB
         seconds = round(time.perf_counter() - began, 2)
-        self.bought.append(
-            {"step": name, "before_db": _rounded(before), "after_db": _rounded(after), "kept": kept, "seconds": seconds}
-        )
+        step = {"step": name, "before_db": _rounded(before), "after_db": _rounded(after), "kept": kept}
+        self.bought.append(step | {"seconds": seconds} | ({"failed": failed} if failed else {}))
         return repaired if kept and repaired is not None else candidate
 
     def _mixed(self, candidate: Candidate) -> Mixed | None:
         """Layers left float for what was asked for, or for answers that can be used at all."""
         goal = self.wanted.goal
         if not goal.asked:
-            if self.judge is None or self.judge(candidate.model).sqnr_db >= _USABLE_DB:
+            # NaN where no output can be compared.
+            if self.judge is None or not self.judge(candidate.model).sqnr_db < _USABLE_DB:
                 return None
             goal = Goal(min_sqnr=_USABLE_DB)
         if not candidate.placement.units:
+            # Dynamic scales only: nothing is ranked, but the report says whether the goal is met.
+            judge = Judge(self.original, self.held_out, samples=GOAL_SAMPLES, threads=self.context.threads)
+            return meet(goal, self.builder, candidate, judge, tuple)
+        try:
+            return mix(goal, self.builder, candidate, self.original, self.held_out)
+        except ExecutionError as error:
+            self.notes.append(f"no layer was left float for the answers' sake: {error}")
             return None
-        return mix(goal, self.builder, candidate, self.original, self.held_out)
 
 
-def _value(speedup: float, sqnr_db: float) -> float:
-    """What a form is worth, as the logarithm of a speed. Unusable answers are worth nothing."""
-    quality = 0.0 if math.isnan(sqnr_db) else _DB_FOR_TIME * min(sqnr_db, _ENOUGH_DB)
-    return (0.0 if math.isnan(speedup) else math.log(speedup)) + quality - (sqnr_db < _USABLE_DB)
+def _joined(failed: Mapping[str, tuple[Skip, ...]]) -> tuple[Skip, ...]:
+    """Why no form is left: of each layer the first reason, of the model those of all forms."""
+    layers = {s.node: s for skips in reversed(list(failed.values())) for s in reversed(skips) if s.node != "model"}
+    whole = {n: s for n, skips in failed.items() for s in skips if s.node == "model"}
+    several = len(whole) > 1
+    return (*layers.values(), *(replace(s, why=f"{n} scales: {s.why}") if several else s for n, s in whole.items()))
+
+
+def _of_model(skips: tuple[Skip, ...]) -> str:
+    return next((s.why for s in skips if s.node == "model"), "no layer would run in integers")
 
 
 def _rounded(db: float) -> float:
