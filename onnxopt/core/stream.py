@@ -78,6 +78,10 @@ class Stream:
             self._done = done
         return 1.0
 
+    def rests(self, name: str) -> bool:
+        """Are a tensor's values kept? Where ``rest`` asks to read all samples from further back, they are not."""
+        return name in self._batches[0]
+
     def read(self, names: Sequence[str], share: float = 1.0) -> Iterator[list[Array]]:
         """Values of tensors, batch by batch, for the first ``share`` of the batches. Nothing is kept."""
         missing = [n for n in names if n not in self._batches[0]]

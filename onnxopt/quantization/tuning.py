@@ -18,13 +18,15 @@ from onnxopt.data.statistics import Statistics
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.qparams import QParams, dequantize, quantize
-from onnxopt.numerics.ranges import Method, Range, choose_range
+from onnxopt.numerics.ranges import Method, Range, choose_range, percentile
 from onnxopt.quantization.placement import Placement
 from onnxopt.quantization.qdq import NO_LIMITS, activation_qparams, limits_of
 
 _METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
 # Between and beyond what the methods say: shares of the way from the range of least error to all values.
 _BETWEEN = (-0.25, 0.33, 0.67)
+# Percent of the values: however large the others are, they may say nothing.
+_MOST = 99.9
 # Of the noise: less is within what so few samples can tell.
 _WORTH = 0.97
 
@@ -57,7 +59,8 @@ def tune(
     exact = [dict(zip(outputs, values, strict=True)) for values in stream.read(outputs)]
     found, limits = {}, limits_of(placement)
     for name in context.track([n for n in order if n in roots and n in statistics], "choose ranges"):
-        if stream.rest(name) < 1:
+        stream.rest(name)
+        if not stream.rests(name):
             continue
         values = [v for (v,) in stream.read([name])]
         answers = stream.respond(name)
@@ -82,11 +85,14 @@ def _candidates(known: Range, statistics: Statistics) -> list[Range]:
     found = [known, *(choose_range(m, exact, histogram.nonzero, histogram.edges) for m in _METHODS)]
     narrow, wide = found[-1], exact.with_zero()
     found += [Range(*(n + share * (w - n) for n, w in zip(narrow, wide, strict=True))) for share in _BETWEEN]
+    found.append(percentile(exact, histogram.nonzero, histogram.edges, _MOST))
     return list(dict.fromkeys(Range(max(r.lo, wide.lo), min(r.hi, wide.hi)) for r in found))
 
 
 def _rounded(values: Array, params: QParams, context: Context) -> Array:
     """Rounded, and shifted back by channel: biases make good for the mean."""
+    if not values.size:
+        return values
     result = dequantize(quantize(values, params, context.target.activations), params)
     axes = tuple(k for k in range(values.ndim) if k != (1 if values.ndim > 2 else values.ndim - 1))
     return np.asarray(result + (values - result).mean(axis=axes, keepdims=True, dtype=np.float64), values.dtype)

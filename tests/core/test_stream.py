@@ -96,3 +96,52 @@ def test_an_input_with_a_default_keeps_it(net: Any) -> None:
     model, context, flow = begin(proto)
     assert model.graph.defaults
     np.testing.assert_allclose(next(flow.read(["mul1"]))[0], whole(model, context, "mul1")[:4], rtol=1e-5)
+
+
+def test_outputs_respond_to_other_values(zoo_model: onnx.ModelProto) -> None:
+    model, context, flow = begin(zoo_model)
+    session, output = Session(model), model.outputs[0].name
+    wanted = [session.run(feed)[output] for feed in context.dataset.batches(4)]
+    for node in model.graph.nodes[::4]:
+        name = node.outputs[0].name
+        assert flow.rest(name) == 1.0
+        assert flow.rests(name)
+        answers = flow.respond(name)
+        values = [v for (v,) in flow.read([name])]
+        for a, b in zip(wanted, answers(values), strict=True):
+            np.testing.assert_allclose(a, b[output], rtol=1e-4, atol=1e-5)
+        if values[0].dtype.kind == "f":
+            others = answers([np.asarray(v * np.float32(0.5) - 1) for v in values])
+            assert any(not np.allclose(a, b[output]) for a, b in zip(wanted, others, strict=True))
+
+
+def test_an_output_responds_with_itself(zoo: Zoo) -> None:
+    model, _, flow = begin(zoo["plain"]())
+    name = model.outputs[0].name
+    flow.rest(name)
+    other = [v + 1 for (v,) in flow.read([name])]
+    for got, value in zip(flow.respond(name)(other), other, strict=True):
+        assert list(got) == [name]
+        assert (got[name] == value).all()
+
+
+def test_only_outputs_still_to_be_made_respond(net: Any) -> None:
+    n = net("N", 3, 8, 8)
+    early = n.relu(n.conv("x", 3, 4))
+    late = n.relu(n.conv(early, 4, 4))
+    proto = n.model(late)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(early, onnx.TensorProto.FLOAT, None))
+    model, _, flow = begin(proto)
+    hidden = model.graph.nodes[2].outputs[0].name
+    flow.rest(early)
+    assert set(next(flow.respond(early)([v for (v,) in flow.read([early])]))) == {early, late}
+    flow.rest(hidden)
+    assert set(next(flow.respond(hidden)([v for (v,) in flow.read([hidden])]))) == {late}
+
+
+def test_few_batches_that_do_not_fit_are_read_whole_and_do_not_rest(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, flow = begin(zoo["plain"]())
+    monkeypatch.setattr(stream, "_MEMORY", 100)
+    name = model.graph.nodes[1].outputs[0].name
+    assert flow.rest(name) == 1.0
+    assert not flow.rests(name)
