@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxopt.core.quality import Comparison, Quality
 from onnxopt.data.dataset import spread
 from onnxopt.errors import ExecutionError
@@ -39,7 +41,9 @@ class Judge:
         self._threads = threads
         session = Session(reference, threads=threads)
         feed = next(iter(dataset.batches(1, stop=1)))
-        of_one = sum(v.nbytes for v in (*feed.values(), *session.run(feed).values())) // dataset.unit
+        values = (*feed.values(), *session.run(feed).values())
+        # Sequences and maps are not compared.
+        of_one = sum(v.nbytes for v in values if isinstance(v, np.ndarray)) // dataset.unit
         count = min(samples, dataset.count, max(_KEPT_BYTES // max(of_one, 1), dataset.unit))
         units = spread(dataset.count // dataset.unit, -(-count // dataset.unit), seed=0)
         self._dataset = dataset.subset([i * dataset.unit + j for i in units for j in range(dataset.unit)])

@@ -92,6 +92,11 @@ class _Form:
     figures: Mapping[str, Figure]
 
     @property
+    def measured(self) -> float | None:
+        """The speed, for a report."""
+        return None if math.isnan(self.speedup) else round(self.speedup, 3)
+
+    @property
     def value(self) -> float:
         """What it is worth, as the logarithm of a speed. Unusable answers are worth nothing."""
         quality = 0.0 if math.isnan(self.sqnr_db) else _DB_FOR_TIME * min(self.sqnr_db, _ENOUGH_DB)
@@ -146,7 +151,7 @@ class _Search:
             else:
                 failed[name] = found
         if len(forms) + len(failed) > 1:
-            tried: dict[str, Figure] = {n: [round(f.speedup, 3), _rounded(f.sqnr_db)] for n, f in forms.items()}
+            tried: dict[str, Figure] = {n: [f.measured, _rounded(f.sqnr_db)] for n, f in forms.items()}
             self.figures["forms"] = tried | {n: _of_model(skips) for n, skips in failed.items()}
         if not forms:
             return _joined(failed)
