@@ -105,7 +105,7 @@ class _Channels:
     def step(self, factors: Floats) -> float:
         """About what the scaled tensor is rounded to."""
         widest = float((factors * self.largest).max())
-        usual = _WIDTH * float(np.mean(factors**8 * self.eighth)) ** (1 / 8)
+        usual = _WIDTH * float(np.power(np.mean(factors**8 * self.eighth), 1 / 8))
         return min(widest, usual) / _LEVELS_X
 
 

@@ -110,7 +110,7 @@ def test_outputs_respond_to_other_values(zoo_model: onnx.ModelProto) -> None:
         values = [v for (v,) in flow.read([name])]
         for a, b in zip(wanted, answers(values), strict=True):
             np.testing.assert_allclose(a, b[output], rtol=1e-4, atol=1e-5)
-        if values[0].dtype.kind == "f":
+        if values[0].ndim > 1:
             others = answers([np.asarray(v * np.float32(0.5) - 1) for v in values])
             assert any(not np.allclose(a, b[output]) for a, b in zip(wanted, others, strict=True))
 
