@@ -347,3 +347,17 @@ def test_the_pass_as_a_whole(build, nodes, weights, x):
     feed = next(iter(data(before, 8, seed=1).batches(8)))
     exact, rounded = (Session(m).run(feed)["y"].astype(np.float64) for m in (before, model))
     assert 10 * np.log10(np.square(exact).sum() / np.square(exact - rounded).sum()) > 25
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_pictures_stay_integers_through_all_repairs(build, effort):
+    model = build(*(part.replace("[8,4,3,3]", "[8,3,3,3]") for part in CONVS), "float[N,3,8,8] x")
+    n = np.random.default_rng(0).integers(0, 256, (64, 3, 8, 8))
+    mean, std = (np.reshape(v, (-1, 1, 1)) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = ((n / 255 - mean) / std).astype(np.float32)
+    context = Context(model, from_feeds([{"x": x}], model.inputs))
+    outcome = quantize_model(model.clone(), model, context, Wanted(Settings(), effort=effort, measure=False), {})
+    (by_channel,) = (m for m in outcome.candidate.model.graph.nodes if m.op == "QuantizeLinear" and m.attrs)
+    name = by_channel.outputs[0].name
+    made = Session(outcome.candidate.model, outputs=[name], optimize=False).run({"x": x})[name]
+    assert np.ptp(made[:, :3, 1:-1, 1:-1].astype(np.int64) - n, axis=(0, 2, 3)).max() == 0
