@@ -103,7 +103,7 @@ def _noise(exact: Sequence[Mapping[str, Array]], answers: Iterable[Mapping[str, 
     signal: dict[str, float] = {}
     error: dict[str, float] = {}
     for wanted, got in zip(exact, answers, strict=True):
-        for name in (n for n, value in got.items() if value.dtype.kind == "f"):
+        for name in (n for n, value in got.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"):
             x = np.asarray(wanted[name], np.float64)
             signal[name] = signal.get(name, 0.0) + float(np.square(x).sum())
             error[name] = error.get(name, 0.0) + float(np.square(x - got[name]).sum())
