@@ -4,6 +4,7 @@
 - MatMul of two matrices, with an Add of constants or not, becomes Gemm: the bias is then added in integers.
 - MatMul of more axes and an Add of a vector: the vector gets as many axes as the product. As (channels,) the runtime
   would fuse both into a float Gemm behind a Reshape, before it looks for integer kernels.
+- Conv of one pixel, as behind a global pool, becomes Gemm: that can give floats, and need not turn the layout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxopt.core.pass_ import label
-from onnxopt.graph.ir import Constant, Node, Scope, is_constant
+from onnxopt.graph.ir import Constant, Node, Scope, Variable, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.quantization.eligible import Reasons, Sizes, Specs, column_bias, fault, is_layer
 
@@ -34,11 +35,35 @@ def make_plain(model: Model, sizes: Sizes, specs: Specs, left_out: Reasons) -> N
         taken.add(node.name)
         if not is_layer(node):
             continue
+        if node.op == "Conv" and _has_one_pixel(node, specs):
+            _plain_pixel(model, node)
         if node.op == "MatMul":
             _plain_matmul(model, node, scope, len(sizes[node.inputs[0].name]))
         if node.op == "Gemm":
             _plain_gemm(model, node)
     model.tidy()
+
+
+def _has_one_pixel(conv: Node, specs: Specs) -> bool:
+    """Is it certain that a convolution reads a single position, and no padding?"""
+    x = specs.get(conv.inputs[0].name)
+    kernel = conv.inputs[1].shape[2:]
+    one = x is not None and x.shape is not None and all(d == 1 for d in (*x.shape[2:], *kernel))
+    return one and conv.attrs.get("group", 1) == 1 and not any(conv.attrs.get("pads", ()))
+
+
+def _plain_pixel(model: Model, conv: Node) -> None:
+    x, weight, (y,) = conv.inputs[0], conv.inputs[1], conv.outputs
+    channels, rank = int(weight.shape[0]), len(weight.shape)
+    flat, made = (Variable(model.fresh_name(f"{t.name}_flat"), t.dtype) for t in (x, y))
+    model.graph.nodes.append(Node("Flatten", model.fresh_name(flat.name), [x], [flat], {"axis": 1}))
+    conv.op, conv.attrs = "Gemm", {"transB": 1}
+    conv.inputs = [flat, model.constant(weight.name, weight.values.reshape(channels, -1)), *conv.inputs[2:]]
+    if len(conv.inputs) < 3 and model.opset < _OPTIONAL_C:
+        conv.inputs.append(model.constant(f"{y.name}_bias", np.zeros(channels, np.float32)))
+    conv.outputs = [made]
+    shape = model.constant(f"{y.name}_shape", np.array([0, channels, *[1] * (rank - 2)], np.int64))
+    model.graph.nodes.append(Node("Reshape", model.fresh_name(f"{y.name}_Reshape"), [made, shape], [y]))
 
 
 def _plain_matmul(model: Model, node: Node, scope: Scope, axes: int) -> None:

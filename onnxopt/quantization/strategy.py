@@ -44,13 +44,17 @@ _SAME = "too few samples to hold any back: what repairs bring is judged on those
 
 @dataclass(frozen=True)
 class _Pains:
-    """Samples that steps are measured on; 0 leaves a step out."""
+    """``tune``: how many times the data is run through, in floats, to choose ranges; 0 leaves that out. ``refine``: the
+    samples that learn to round."""
 
     tune: int
     refine: int
 
 
-_PAINS: dict[Effort, _Pains] = {"fast": _Pains(0, 0), "balanced": _Pains(16, 64), "best": _Pains(96, 256)}
+_PAINS: dict[Effort, _Pains] = {"fast": _Pains(0, 0), "balanced": _Pains(20, 64), "best": _Pains(200, 256)}
+# Every tensor is tried in about seven ranges, each on the half of the model that lies behind it, on average.
+_RUNS_A_TENSOR = 3.5
+_FEWEST, _MOST = 4, 256
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,10 @@ class _Search:
         self.builder = self.builder.of(model)
         return self._built(candidate)
 
-    def _tuned(self, candidate: Candidate, samples: int) -> Candidate | None:
+    def _tuned(self, candidate: Candidate, pains: int) -> Candidate | None:
+        tensors = len(set(candidate.placement.roots.values()))
+        samples = int(pains * self.context.dataset.count / (_RUNS_A_TENSOR * max(tensors, 1)))
+        samples = min(max(samples, _FEWEST), _MOST)
         self.builder.tune(candidate.placement, samples)
         return self._built(candidate)
 

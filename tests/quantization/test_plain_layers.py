@@ -72,3 +72,22 @@ def test_nodes_that_are_left_out_stay(plain):
 def test_a_constant_of_more_axes_than_the_product_stays_an_addition(plain):
     ops = [node.op for node in plain("h = MatMul (x, w) y = Add (h, k)", weights="float[8,5] w, float[1,1,5] k")]
     assert ops == ["Gemm", "Add"]
+
+
+def test_a_convolution_of_one_pixel_becomes_gemm(plain):
+    nodes = plain(
+        "p = GlobalAveragePool (x) [one] c = Conv (p, w, b) y = Relu (c)",
+        "float[6,8,1,1] w, float[6] b",
+        "float[3,8,5,7] x",
+    )
+    assert [n.op for n in nodes] == ["GlobalAveragePool", "Flatten", "Gemm", "Reshape", "Relu"]
+    assert nodes[2].name == "one"
+
+
+@pytest.mark.parametrize("attributes", ["pads=[1,1,1,1]", "group=2"])
+def test_other_convolutions_stay(plain, attributes):
+    inputs = 4 if "group" in attributes else 8
+    nodes = plain(
+        f"p = GlobalAveragePool (x) y = Conv <{attributes}> (p, w)", f"float[6,{inputs},1,1] w", "float[1,8,5,7] x"
+    )
+    assert nodes[-1].op == "Conv"
