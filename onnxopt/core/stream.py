@@ -19,11 +19,11 @@ _MEMORY = 2**28
 _FEWEST = 8
 
 
-def feeds(context: Context, samples: int) -> list[Feed]:
-    """The first ``samples`` samples of a context, or as many as fit into 256 MiB."""
+def feeds(context: Context, samples: int, batch: int | None = None) -> list[Feed]:
+    """The first ``samples`` samples of a context, or as many as fit into 256 MiB; ``batch`` instead of its own."""
     found: list[Feed] = []
     size = 0
-    for feed in context.dataset.batches(context.batch, stop=samples):
+    for feed in context.dataset.batches(batch or context.batch, stop=samples):
         size += sum(value.nbytes for value in feed.values())
         if found and size > _MEMORY:
             break

@@ -26,6 +26,7 @@ from onnxopt.quantization.input_grid import Aligned, align, restore
 from onnxopt.quantization.placement import Placement, Unit, place
 from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
+from onnxopt.quantization.rounding import learn
 from onnxopt.quantization.scales import uneven_concats
 from onnxopt.quantization.times import Times
 from onnxopt.quantization.tuning import Tuned, tune
@@ -54,7 +55,8 @@ class Settings:
 class Candidate:
     """A float model's integer form. ``layers`` are the nodes with weights that run in integers, ``left_out`` those that
     were found not to; ``placement`` refers to the nodes of the integer model; ``reduced`` counts the channels whose
-    weights have fewer bits lest products overflow."""
+    weights have fewer bits lest products overflow; ``learned`` the layers whose weights are rounded by what they make
+    of their inputs, and ``not_learned`` says why others are not."""
 
     model: Model
     placement: Placement
@@ -62,6 +64,8 @@ class Candidate:
     layers: tuple[str, ...]
     left_out: Reasons
     reduced: int
+    learned: int = 0
+    not_learned: tuple[Skip, ...] = ()
 
     @property
     def skips(self) -> tuple[Skip, ...]:
@@ -201,6 +205,31 @@ class Builder:
                 reduced += sum(w.reduced for w in weights.values())
                 return Candidate(model, placement, executed, layers, left_out, reduced)
             left_out |= refused
+
+    def refine(self, candidate: Candidate, samples: int) -> Candidate:
+        """The candidate with weights rounded by what they make of their inputs, on at most so many samples.
+
+        It must be of this builder, with the ranges that are known now. Whatever else is built later has weights rounded
+        to nearest.
+        """
+        safe, dynamic = saturates(self.context.target), [n for n in self.dynamic if n in candidate.layers]
+
+        def write(weights: Mapping[str, LayerWeights]) -> tuple[Model, Placement]:
+            model = self.plain.clone()
+            placement = candidate.placement.on(model)
+            qdq.write(model, placement, params, weights, self.aligned)
+            return model, placement
+
+        placement = candidate.placement.on(self.plain)
+        params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
+        weights = self._weights(placement, params)
+        rounded, _ = write({})
+        rounded.tidy()
+        learned, skips = learn(self.plain, rounded, placement, weights, self.context, samples, safe=safe)
+        model, placement = write(weights | {name: found.weights for name, found in learned.items()})
+        quantize_layers(model, dynamic, guard=safe)
+        model.tidy()
+        return replace(candidate, model=model, placement=placement, learned=len(learned), not_learned=tuple(skips))
 
     def _weights(self, placement: Placement, params: Mapping[str, QParams]) -> dict[str, LayerWeights]:
         """The placement's layers in integers, by label."""

@@ -38,10 +38,14 @@ Mask = npt.NDArray[np.bool_]
 
 # Added to the variance of every input, relative to the mean of all.
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
+# Of large pictures few are kept at once.
+_BATCH = 8
 # Of this many samples one is held back.
 _HELD = 5
 # Numbers in the rows that are worked on at once.
 _CHUNK = 2**21
+# Of an output's error on samples held back: what is kept must leave less.
+_WORTH = 0.99
 _NEWTON_STEPS = 4
 # A channel that a clamp shuts more often than this keeps the bias that is best without the clamp.
 _LEAST_OPEN = 0.02
@@ -71,7 +75,7 @@ def learn(
     ``placement`` has the nodes of ``plain``. ``rounded`` is the same model with rounded activations and float weights;
     it is changed, and has the new weights in the end. ``safe``: no pair of products overflows 16 bits.
     """
-    batches = feeds(context, samples)
+    batches = feeds(context, samples, _BATCH)
     then = Stream(plain, batches, placement.sizes, context.threads)
     # Optimized, the runtime would round the float weights as it likes.
     now = Stream(rounded, batches, context.shapes(rounded), context.threads, optimize=False)
@@ -180,13 +184,16 @@ class _Observed:
             bias = bias + np.where(is_open > _LEAST_OPEN, missing / np.maximum(is_open, _LEAST_OPEN), 0.0)
         return np.asarray(bias)
 
-    def error(self, weight: Floats, bias: Floats) -> float:
-        """Squared error over squared output, clamped, on what was held back."""
+    def error(self, weight: Floats, bias: Floats) -> Floats:
+        """Squared error of each output, clamped, on what was held back: (groups, outputs)."""
         x, wanted = self.held
         y = x @ weight.astype(np.float32).swapaxes(1, 2) + bias[:, None].astype(np.float32)
-        wanted = wanted.clip(*self.limits)
-        error = float(np.square(y.clip(*self.limits) - wanted).sum(dtype=np.float64))
-        return error / max(float(np.square(wanted).sum(dtype=np.float64)), 1e-300)
+        return np.asarray(np.square(y.clip(*self.limits) - wanted.clip(*self.limits)).sum(axis=1, dtype=np.float64))
+
+    @property
+    def power(self) -> float:
+        """The squared outputs, clamped, of what was held back."""
+        return float(np.square(self.held[1].clip(*self.limits)).sum(dtype=np.float64))
 
 
 def _solve(layer: Node, current: LayerWeights, observed: _Observed, free: bool, added: int | None) -> Learned | None:
@@ -202,17 +209,22 @@ def _solve(layer: Node, current: LayerWeights, observed: _Observed, free: bool, 
     mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / inputs
     damping = np.where(mean > 0, mean, 1.0) * np.eye(inputs)
     scale = np.broadcast_to(current.params.scale, groups * outputs).reshape(groups, outputs, 1).astype(np.float64)
-    best = None
+    best, steps = bias, unrolled.unroll(layer, current.steps)
     for share in _DAMPINGS:
-        steps = unrolled.roll(layer, round_weights(exact / scale, gram + share * damping)).astype(INT8.dtype)
+        tried = unrolled.roll(layer, round_weights(exact / scale, gram + share * damping)).astype(INT8.dtype)
         if added is not None:
-            steps = unpaired(layer, relieve(pairs(layer, steps, added)), steps.shape, added)
-        tried = replace(current, steps=steps)
-        weight = _folded(layer, tried)[0]
-        shift = observed.bias(weight) if free else bias
-        if (error := observed.error(weight, shift)) < least:
-            best, least = replace(tried, bias=shift.reshape(-1)), error
-    return None if best is None else Learned(best, before, least)
+            tried = unpaired(layer, relieve(pairs(layer, tried, added)), tried.shape, added)
+        found = unrolled.unroll(layer, tried)
+        shift = observed.bias(found * scale) if free else bias
+        error = observed.error(found * scale, shift)
+        better = error < np.minimum(least, before * _WORTH)
+        least, best = np.where(better, error, least), np.where(better, shift, best)
+        steps = np.where(better[..., None], found, steps)
+    if not (least < before).any():
+        return None
+    new = replace(current, steps=unrolled.roll(layer, steps), bias=best.reshape(-1))
+    power = max(observed.power, 1e-300)
+    return Learned(new, float(before.sum()) / power, float(least.sum()) / power)
 
 
 def _folded(layer: Node, weights: LayerWeights) -> tuple[Floats, Floats]:
