@@ -130,6 +130,9 @@ class _Search:
         if mixed is not None:
             candidate = mixed.candidate
             self.figures |= mixed.figures()
+        if (pains := _PAINS[self.wanted.effort].refine) and candidate.placement.units:
+            last = candidate
+            candidate = self._tried("rounding", last, lambda: self.builder.refine(last, pains))
         # Repairs change numbers, not kernels.
         if self.measured and mixed is not None and mixed.left:
             ratio = speed(self.original, candidate.model, self.context)
