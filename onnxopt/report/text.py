@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,8 @@ from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import FileInfo, GateResult, Report, StepReport, Validation
 from onnxopt.report.tables import skips_table, table
 
+# Records of a list; more with --verbose.
+_SHOWN = 8
 _STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
 
 
@@ -49,6 +51,7 @@ def render(report: Report, *, verbose: bool = False) -> RenderableType:
     if report.passes:
         parts.append(_passes(report.passes))
     for step in report.passes:
+        parts += _listed(step, verbose)
         if step.skips:
             parts.append(skips_table(step.skips, f"left alone by {step.spec}", verbose))
     if report.input is not None:
@@ -125,9 +128,29 @@ def _passes(steps: Iterable[StepReport]) -> RenderableType:
 
 
 def _figures(figures: Mapping[str, object]) -> str:
-    """Those that are a single value; the others are in the JSON report."""
+    """Those that are a single value; mappings are in the JSON report only."""
     single = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and v != ""}
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in single.items())
+
+
+def _listed(step: StepReport, verbose: bool) -> Iterator[RenderableType]:
+    """Figures that are a list of records, such as what was tried, each as a table."""
+    for name, value in step.figures.items():
+        if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+            continue
+        shown = value if verbose else value[:_SHOWN]
+        columns = list(dict.fromkeys(key for row in value for key in row))
+        rows = [tuple(_cell(row.get(key, "")) for key in columns) for row in shown]
+        if len(shown) < len(value):
+            rows.append((f"and {len(value) - len(shown)} more", *[""] * (len(columns) - 1)))
+        title = f"{name.replace('_', ' ')} by {step.spec}"
+        yield table(title, [c.replace("_", " ") for c in columns], rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _comparison(

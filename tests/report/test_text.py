@@ -263,3 +263,15 @@ def test_what_a_quantized_candidate_executes_is_one_line() -> None:
     row = ["MACs in integer kernels", "99.1 %", "3 products float, 2 conversions left"]
     assert row in lines(render(replace(REPORT, validation=(quantized,))))
     assert "integer kernels" not in shown(render(REPORT))
+
+
+def test_lists_of_records_are_tables() -> None:
+    tried = [{"step": f"repair {i}", "after_db": 30.123456 + i, "kept": i % 2 == 0} for i in range(10)]
+    report = replace(REPORT, passes=(StepReport("quant", 1.0, 3, (), {"repairs": tried, "samples": [1, 2]}),))
+    lines = shown(render(report))
+    assert "repairs by quant" in lines
+    assert "repair 7" in lines
+    assert "and 2 more" in lines
+    assert "37.12" in lines
+    assert "repair 9" in shown(render(report, verbose=True))
+    assert "[1, 2]" not in lines
