@@ -45,7 +45,6 @@ _HELD = 5
 # Numbers in the rows that are worked on at once.
 _CHUNK = 2**21
 _NEWTON_STEPS = 4
-
 # Squared, the standard errors that a mean must differ from zero by.
 _DOUBT = 4.0
 # A channel that a clamp shuts more often than this keeps the bias that is best without the clamp.
@@ -54,7 +53,7 @@ _LEAST_OPEN = 0.02
 
 @dataclass(frozen=True)
 class Learned:
-    """New weights; and squared error over squared output on samples held back, rounded to nearest and with these."""
+    """New weights; and squared error over squared output, with weights rounded to nearest and with these."""
 
     weights: LayerWeights
     before: float
