@@ -38,6 +38,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Added to the variance of every input, relative to the mean of all.
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
+# Twice as many gained nothing.
+_ROWS = 20_000
 # Of large pictures few are kept at once.
 _BATCH = 8
 # Of this many samples one is held back.
@@ -92,7 +94,7 @@ def learn(
         else:
             x, y = copy.inputs[0].name, layer.outputs[0].name
             share = min(now.rest(x), then.rest(layer.inputs[0].name))
-            limit = max(1, round(unrolled.enough_rows(layer) / (share * len(batches))))
+            limit = max(1, round(min(_ROWS, unrolled.enough_rows(layer)) / (share * len(batches))))
             both = ((a, b) for (a,), (b,) in zip(now.read([x], share), then.read([y], share), strict=True))
             observed = _Observed.of(unit, _rows(layer, both, limit, few, context.rng()))
             added = missing_channels(unit, placement, plain.opset) if safe else None
