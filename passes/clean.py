@@ -46,7 +46,7 @@ class Clean(RewritePass[Match]):
 
     name: ClassVar[str] = "clean"
     exact: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants")
+    after: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants")
 
     def run(self, model: Model, context: Context) -> PassResult:
         constants = len(model.constants())

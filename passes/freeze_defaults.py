@@ -25,6 +25,7 @@ class FreezeDefaults(Pass):
 
     name: ClassVar[str] = "freeze-defaults"
     exact: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("inline-functions",)
 
     all: bool = option(False, "also where most of the weights are no inputs")
 

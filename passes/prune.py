@@ -45,7 +45,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     after: ClassVar[tuple[str, ...]] = ("fold-constants", "clean")
-    prepare: ClassVar[tuple[str, ...]] = ("fold-bn",)
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-bn")
 
     ratio: float = option(0.3, "share of each layer's channels to remove, from 0 up to 1")
     scope: Literal["inner", "all"] = option("inner", "inner leaves channels alone that residual additions share")

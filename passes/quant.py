@@ -35,7 +35,7 @@ class Quant(Pass):
 
     name: ClassVar[str] = "quant"
     after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
-    prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants", "fold-bn", "clean")
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "fold-bn", "clean")
 
     activations: Activations = option("auto", "scales of activations fixed from data, or found anew at every run")
     effort: Effort = option("balanced", "how far to go for accuracy: a few, about forty or hundreds of times the data")

@@ -28,7 +28,7 @@ class QuantDynamic(Pass):
 
     name: ClassVar[str] = "quant-dynamic"
     after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
-    prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults", "fold-constants", "fold-bn", "clean")
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "fold-bn", "clean")
 
     embeddings: bool = option(True, "keep tables that rows are looked up in as integers, with a scale per row")
     exclude: str = option("", "nodes to leave float: names or patterns with *, joined by +")

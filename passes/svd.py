@@ -81,7 +81,7 @@ class Svd(Pass):
     """Splits Gemm and MatMul layers into two of low rank."""
 
     name: ClassVar[str] = "svd"
-    after: ClassVar[tuple[str, ...]] = ("fold-constants", "clean", "fold-bn", "prune")
+    after: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-constants", "clean", "fold-bn", "prune")
 
     ratio: float = option(0.5, "share of a layer's parameters to keep, 0 to 1")
     energy: float | None = option(None, "instead of ratio: share of the squared singular values to keep, 0 to 1")
