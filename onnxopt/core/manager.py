@@ -101,7 +101,9 @@ class PassManager:
         known = faults(model)
         steps = tuple(self._step(step, model, context, known) for step in self.plan.steps)
         doubts = [f"the original is not valid ONNX, though a runtime may take it: {fault}" for fault in known]
-        return Report(versions(), machine(), steps, (*self.plan.notes, *doubts, *dataset.notes))
+        done = zip(self.plan.steps, steps, strict=True)
+        idle = [f"{r.spec} changed nothing: {_why_not(r)}" for p, r in done if not p.exact and not r.changed]
+        return Report(versions(), machine(), steps, (*self.plan.notes, *doubts, *dataset.notes, *idle))
 
     def preflight(self, model: Model, context: Context) -> tuple[tuple[Pass, Preflight | None], ...]:
         """What each pass would do, without long work. Exact passes change the model in place, so that those behind them
@@ -144,6 +146,17 @@ def _guarded(step: Pass, model: Model, context: Context) -> PassResult:
         place = f"{where.tb_frame.f_code.co_filename.rpartition('/')[2]}:{where.tb_lineno}" if where else "?"
         text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise PassError(f"the pass {step} failed at {place} ({text}); leave it out, and report it as a bug") from error
+
+
+def _why_not(step: StepReport) -> str:
+    """What was said of the model as a whole, or of most of the places that were left alone."""
+    if whole := [why for node, why in step.skips if node == "model"]:
+        return "; ".join(dict.fromkeys(whole))
+    whys = [why for _, why in step.skips]
+    if not whys:
+        return "it found no place for it"
+    most = max(whys, key=whys.count)
+    return most if whys.count(most) == len(whys) else f"{most} ({whys.count(most)} of {len(whys)} places left alone)"
 
 
 def _with_preparation(passes: Sequence[Pass]) -> list[Pass]:

@@ -58,7 +58,8 @@ def render(report: Report, *, verbose: bool = False) -> RenderableType:
         parts.append(_comparison(report.input, report.output, report.validation, verbose))
     if report.gates:
         parts.append(_gates(report.gates))
-    notes = [*report.notes, *(n for v in report.validation for n in v.notes)]
+    notes = [*report.notes, *(n for step in report.passes for n in _notes(step.figures))]
+    notes += [n for v in report.validation for n in v.notes]
     parts += [Text.assemble(("note: ", "yellow"), note) for note in dict.fromkeys(notes)]
     parts.append(Text(_verdict(report), style=_STYLE.get(report.verdict, "bold")))
     return Group(*parts)
@@ -147,6 +148,12 @@ def _listed(step: StepReport, verbose: bool) -> Iterator[RenderableType]:
         yield table(title, [c.replace("_", " ") for c in columns], rows)
 
 
+def _notes(figures: Mapping[str, object]) -> list[str]:
+    """The figure that is lines for the reader."""
+    notes = figures.get("notes")
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -225,6 +232,8 @@ def _verdict(report: Report) -> str:
     """One line: what became of it, and why."""
     failed = ", ".join(g.name for g in report.gates if g.holds is False)
     saved = f"saved as {report.output.path}" if report.output is not None and report.passes else "every gate holds"
+    if report.output is not None and report.passes and not any(step.changed for step in report.passes):
+        saved += ", which is the original: no pass changed anything"
     return {
         "accepted": f"accepted: {saved}",
         "forced": f"forced: {saved}, although {failed or 'a gate'} fails",

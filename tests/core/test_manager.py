@@ -28,6 +28,17 @@ class First(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Idle(Pass):
+    """Leaves places alone, for reasons of choice."""
+
+    name: ClassVar[str] = "idle"
+    left: tuple[tuple[str, str], ...] = ()
+
+    def run(self, model, context) -> PassResult:
+        return PassResult(0, tuple(Skip(*place) for place in self.left))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Second(First):
     """Needs the first."""
 
@@ -145,6 +156,23 @@ def test_a_run_reports_each_step(model) -> None:
     assert step.figures["seen"] > 0
     assert step.figures["check"] == {"y": 0.0}
     assert any("SYNTHETIC" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        ((("a", "too small"), ("model", "slower as a whole")), "slower as a whole"),
+        ((("model", "slower"), ("model", "slower still"), ("model", "slower")), "slower; slower still"),
+        ((("a", "too small"), ("b", "too small")), "too small"),
+        ((("a", "odd"), ("b", "too small"), ("c", "too small")), "too small (2 of 3 places left alone)"),
+        ((), "it found no place for it"),
+    ],
+)
+def test_a_lossy_pass_that_changes_nothing_says_why(left, why, model) -> None:
+    notes = PassManager([First(), Idle(left=left)]).run(model).notes
+    assert notes[-1].startswith("idle")
+    assert notes[-1].endswith(f" changed nothing: {why}")
+    assert not any(note.startswith("first") for note in notes)
 
 
 @pytest.mark.parametrize(

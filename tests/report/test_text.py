@@ -108,6 +108,13 @@ def test_notes_come_once() -> None:
     assert text.count("note: of the validation") == 1
 
 
+def test_notes_of_a_pass_are_notes() -> None:
+    step = StepReport("quant", 0.1, 3, figures={"notes": ["too few samples", "of the run"]})
+    text = shown(render(replace(REPORT, passes=(step,))))
+    assert text.count("note: too few samples") == 1
+    assert text.count("note: of the run") == 1
+
+
 def test_skips_by_reason() -> None:
     found = lines(render(REPORT))
     assert ["left alone by prune:ratio=0.3"] in found
@@ -144,6 +151,15 @@ def test_what_was_not_measured_is_not_shown() -> None:
 )
 def test_the_verdict_is_the_last_line(verdict: Verdict, line: str) -> None:
     assert shown(render(replace(REPORT, verdict=verdict))).splitlines()[-1] == line
+
+
+def test_a_result_that_is_the_original_says_so() -> None:
+    idle = replace(REPORT, passes=(StepReport("quant", 0.1, 0),))
+    last = "saved as b.onnx, which is the original: no pass changed anything"
+    assert shown(render(idle)).splitlines()[-1] == f"accepted: {last}"
+    assert shown(render(replace(idle, verdict="not validated"))).splitlines()[-1] == f"not validated: {last}"
+    rejected = replace(idle, verdict="rejected", output=None)
+    assert shown(render(rejected)).splitlines()[-1] == "rejected: min-speedup fails; nothing was saved"
 
 
 def test_a_comparison_of_two_files_saves_nothing() -> None:
