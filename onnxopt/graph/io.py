@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -32,6 +33,7 @@ _ALIGN = 4096
 _SMALL_BYTES = 1024
 _CHUNK_BYTES = 64 * 2**20
 _LARGEST_INPUT = 2**40
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load(path: str | Path, external_root: str | Path | None = None) -> Model:
@@ -164,7 +166,8 @@ def _left_over(model: Model, target: Path) -> list[Path]:
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {target}: {error.strerror}; free some space there, or choose another place")
+    remedy = "free some space there, or " if error.errno in _NO_ROOM else ""
+    return OutputError(f"cannot write {target}: {error.strerror}; {remedy}choose another place")
 
 
 def sha256(path: Path) -> str:

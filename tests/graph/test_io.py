@@ -204,7 +204,7 @@ def test_saving_replaces_whole_files_only(tmp_path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path) -> None:
     onnx.save(proto(), tmp_path / "m.onnx")
-    with pytest.raises(OutputError, match=r"cannot write .*No such file or directory"):
+    with pytest.raises(OutputError, match=r"cannot write .*No such file or directory; choose another"):
         save(load(tmp_path / "m.onnx"), tmp_path / "no" / "out.onnx")
 
 
