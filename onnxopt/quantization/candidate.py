@@ -190,12 +190,10 @@ class Builder:
             placement = replace(placement, skips=tuple(s for s in placement.skips if s.node not in dynamic))
             if not placement.units and not dynamic:
                 return placement.skips
-            for name in (n for n, a in self.aligned.items() if a.source is not None and n not in placement.read):
-                restore(model, name)
             params = qdq.choose(placement, self._ranges.found, self.context.target.activations)
             weights = self._weights(placement, params)
             layers = (*weights, *dynamic)
-            qdq.write(model, placement, params, weights, self.aligned)
+            self._write(model, placement, params, weights)
             reduced = quantize_layers(model, dynamic, guard=saturates(self.context.target))
             model.tidy()
             # A file for ARM is not what runs best here: what counts is what its kernels would be there.
@@ -217,7 +215,7 @@ class Builder:
         def write(weights: Mapping[str, LayerWeights]) -> tuple[Model, Placement]:
             model = self.plain.clone()
             placement = candidate.placement.on(model)
-            qdq.write(model, placement, params, weights, self.aligned)
+            self._write(model, placement, params, weights)
             return model, placement
 
         placement = candidate.placement.on(self.plain)
@@ -230,6 +228,14 @@ class Builder:
         quantize_layers(model, dynamic, guard=safe)
         model.tidy()
         return replace(candidate, model=model, placement=placement, learned=len(learned), not_learned=tuple(skips))
+
+    def _write(
+        self, model: Model, placement: Placement, params: Mapping[str, QParams], weights: Mapping[str, LayerWeights]
+    ) -> None:
+        """Write a placement; inputs that nobody reads as integers after all are given back as they were."""
+        for name in (n for n, a in self.aligned.items() if a.source is not None and n not in placement.read):
+            restore(model, name)
+        qdq.write(model, placement, params, weights, self.aligned)
 
     def _weights(self, placement: Placement, params: Mapping[str, QParams]) -> dict[str, LayerWeights]:
         """The placement's layers in integers, by label."""

@@ -352,13 +352,15 @@ def test_old_opsets_have_no_scales_by_channel(conv_of, opset):
 TWO = "[one] h = Conv <pads=[1,1,1,1]> (x, w) r = Relu (h) [two] y = Conv (r, v)"
 
 
+@pytest.mark.parametrize("refined", [False, True])
 @pytest.mark.parametrize("grid", [IMAGENET, HALF])
-def test_a_convolution_left_float_reads_the_input_itself(conv_of, grid):
+def test_a_convolution_left_float_reads_the_input_itself(conv_of, grid, refined):
     model = conv_of("float[N,3,8,8]", "float[8,3,3,3] w, float[6,8,3,3] v", nodes=TWO)
     data, feed, _ = pictures(model, *grid)
     builder, _ = built(model, data)
     candidate = builder.build({"one": "the answers"})
     assert isinstance(candidate, Candidate)
+    candidate = builder.refine(candidate, 16) if refined else candidate
     conv = next(n for n in candidate.model.graph.nodes if n.name == "one")
     assert conv.inputs[0].name == "x"
     assert conv.attrs["pads"] == [1, 1, 1, 1]
