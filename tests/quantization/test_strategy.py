@@ -15,7 +15,8 @@ from onnxopt.errors import ExecutionError, SpecError
 from onnxopt.passes.quant import Quant
 from onnxopt.quantization import strategy
 from onnxopt.quantization.candidate import Builder, Candidate, Settings
-from onnxopt.quantization.mixed import Goal
+from onnxopt.quantization.judge import Judge, hold_back
+from onnxopt.quantization.mixed import Goal, Mixed
 from onnxopt.quantization.pay_off import PayOff
 from onnxopt.quantization.strategy import Wanted, quantize_model
 from onnxopt.quantization.times import Times
@@ -69,7 +70,22 @@ def test_convolutions_are_static(build, effort):
     assert "forms" not in outcome.figures
     assert outcome.skips == ()
     steps = [step["step"] for step in outcome.figures["repairs"]]
-    assert steps == ([] if effort == "fast" else ["equalization", "ranges"])
+    assert steps == ([] if effort == "fast" else ["equalization", "ranges", "rounding"])
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_rounding_is_judged_by_the_goal_too(build, monkeypatch, serves):
+    """What the report says of the goal is said of the model that it comes with."""
+    model = build(*CONVS, IMAGES)
+    if not serves:
+        monkeypatch.setattr(Mixed, "with_other", lambda self, other: self)
+    found = search(model, goal=Goal(min_sqnr=1.0))
+    step = found.figures["repairs"][-1]
+    assert (step["step"], step["kept"]) == ("rounding", serves)
+    assert (found.candidate.learned > 0) == serves
+    held_out = hold_back(data(model))[1]
+    judged = Judge(model, held_out, samples=128)(found.candidate.model)
+    assert found.figures["reached_db"] == pytest.approx(judged.sqnr_db, abs=0.01)
 
 
 def test_products_are_tried_in_both_forms(build):
@@ -197,7 +213,7 @@ def wide(build, factor: float):
 
 def test_repairs_tell_what_they_bought(build):
     found = search(wide(build, 300.0)).figures["repairs"]
-    assert [step["step"] for step in found] == ["equalization", "ranges"]
+    assert [step["step"] for step in found] == ["equalization", "ranges", "rounding"]
     for step in found:
         assert step["kept"] == (step["after_db"] > step["before_db"] + 0.05)
         assert step["seconds"] >= 0
