@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from onnxopt.core.pass_ import Figure
 from onnxopt.core.quality import Quality
-from onnxopt.errors import SpecError
+from onnxopt.errors import ExecutionError, SpecError
 from onnxopt.progress import Track, silent
 from onnxopt.quantization.candidate import Builder, Candidate
 from onnxopt.quantization.judge import Judge
@@ -178,7 +178,10 @@ class _Search:
 
     def attempt(self, left: Sequence[Sensitivity]) -> None:
         """Build and judge, where any layer is left in integers."""
-        candidate = self.builder.build({s.layer: _why(s) for s in left})
+        try:
+            candidate = self.builder.build({s.layer: _why(s) for s in left})
+        except ExecutionError:  # this one does not load; what was found before still counts
+            return
         if isinstance(candidate, Candidate):
             self.add(candidate, left)
 
@@ -203,7 +206,8 @@ class _Search:
         for layer in sorted(kept, key=lambda s: -s.lost_ms)[:_RETURNS]:
             fewer = [s for s in kept if s is not layer]
             yield fewer
-            if self.found[-1].met:
+            last = self.found[-1]
+            if last.met and len(last.left) == len(fewer):
                 kept = fewer
 
 

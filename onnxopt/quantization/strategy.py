@@ -127,12 +127,16 @@ class _Search:
             return Outcome(None, found, self.figures)
         candidate = self._repair(found)
         mixed = self._mixed(candidate)
-        if mixed is not None:
-            candidate = mixed.candidate
-            self.figures |= mixed.figures()
+        candidate = candidate if mixed is None else mixed.candidate
         if (pains := _PAINS[self.wanted.effort].refine) and candidate.placement.units:
             last = candidate
             candidate = self._tried("rounding", last, lambda: self.builder.refine(last, pains))
+            if mixed is not None and candidate is not last:
+                mixed = mixed.with_other(candidate)
+                candidate = mixed.candidate
+                self.bought[-1]["kept"] = candidate is not last
+        if mixed is not None:
+            self.figures |= mixed.figures()
         # Repairs change numbers, not kernels.
         if self.measured and mixed is not None and mixed.left:
             ratio = speed(self.original, candidate.model, self.context)

@@ -11,7 +11,7 @@ import pytest
 from onnxopt.core.context import Context
 from onnxopt.core.quality import Quality
 from onnxopt.data.dataset import Dataset, from_feeds
-from onnxopt.errors import SpecError
+from onnxopt.errors import ExecutionError, SpecError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import Builder, Candidate, Settings
 from onnxopt.quantization.judge import Judge, hold_back
@@ -148,6 +148,24 @@ def test_the_nearest_is_returned_where_the_goal_is_out_of_reach(built):
     assert found.candidate.layers
     assert found.quality.sqnr_db > 40
     assert found.figures()["goal"] == f"missed by {300 - found.quality.sqnr_db:.1f} dB"
+
+
+def test_what_does_not_load_is_passed_over(built, monkeypatch):
+    builder, full, judge = built
+    layers = rank(builder, full, judge)
+    build = Builder.build
+    calls = []
+
+    def some(self, left_out, times=None):
+        calls.append(set(left_out))
+        if len(left_out) == 2:
+            raise ExecutionError("ONNX Runtime cannot load the model")
+        return build(self, left_out, times)
+
+    monkeypatch.setattr(Builder, "build", some)
+    found = meet(Goal(min_sqnr=300), builder, full, judge, lambda: layers)
+    assert any(len(left) == 2 for left in calls)
+    assert found.quality.sqnr_db > judge(full.model).sqnr_db
 
 
 def test_answers_can_be_the_goal(data):
