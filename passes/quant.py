@@ -60,6 +60,7 @@ class Quant(Pass):
         notes = _modernize(plain)
         if plain.opset < _OLDEST_OPSET:
             return PassResult(0, notes)
+        notes += self._misspelled(plain)
         wanted = Wanted(
             Settings(self.calibration, self.per_channel, self.bias_correction),
             self.activations,
@@ -101,13 +102,23 @@ class Quant(Pass):
         notes = _modernize(plain)
         if plain.opset < _OLDEST_OPSET:
             return refused(f"no layer would run in integers: {notes[0].why}", notes)
+        notes += self._misspelled(plain)
         few = context.over(context.dataset.subset(range(min(FEW * context.dataset.unit, context.dataset.count))))
         settings = Settings(self.calibration, self.per_channel, self.bias_correction)
         return preflight(Builder(plain, few, settings, self._excluded(plain)), context, notes)
 
     def _excluded(self, model: Model) -> dict[str, str]:
-        patterns = [p for p in self.exclude.split("+") if p]
-        return {label(n): "excluded" for n in model.graph.nodes if any(fnmatchcase(label(n), p) for p in patterns)}
+        names = [label(n) for n in model.graph.nodes]
+        return {name: "excluded" for name in names if any(fnmatchcase(name, p) for p in self._patterns())}
+
+    def _misspelled(self, model: Model) -> tuple[Skip, ...]:
+        """What is excluded, but is not there."""
+        names = [label(n) for n in model.nodes()]
+        absent = [p for p in self._patterns() if not any(fnmatchcase(name, p) for name in names)]
+        return tuple(Skip(p, "exclude names no node: none is called so, or it was folded away") for p in absent)
+
+    def _patterns(self) -> list[str]:
+        return [p for p in self.exclude.split("+") if p]
 
 
 def _cannot_run(model: Model, context: Context) -> str:

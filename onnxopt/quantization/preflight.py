@@ -16,7 +16,7 @@ from onnxopt.runtime.session import Session
 # What a reason is called, by what its sentence says: the codes stay when the sentences are worded anew.
 _CODES = (
     ("quantized", r"quantized already"),
-    ("excluded", r"^excluded$"),
+    ("excluded", r"^exclude"),
     ("in-body", r"in the body of"),
     ("dynamic-only", r"dynamic scales only"),
     ("attributes", r"no integer kernel for \w+=|^there is no integer kernel"),

@@ -255,7 +255,9 @@ def test_bias_correction_takes_the_mean_error_out(quantize, nodes, weights, shap
 def test_one_scale_for_each_weight(quantize):
     w = np.random.default_rng(0).standard_normal((8, 4, 3, 3)) * np.geomspace(0.01, 1, 8).reshape(-1, 1, 1, 1)
     args = ("h = Conv (x, w, b) y = Relu (h)", "float[8,4,3,3] w, float[8] b")
-    one, each = (quantize(*args, step=Quant(per_channel=p, effort="fast", activations="static"), w=w) for p in (False, True))
+    one, each = (
+        quantize(*args, step=Quant(per_channel=p, effort="fast", activations="static"), w=w) for p in (False, True)
+    )
     assert one.kernels == each.kernels == {"QLinearConv": 1}
     assert (one.figures["per_channel"], each.figures["per_channel"]) == (False, True)
     assert all(c.shape in ((), (8,)) or c.dtype == np.int8 for c in one.outcome.model.constants())
@@ -346,8 +348,10 @@ def test_infinite_weights(quantize):
 
 def test_excluded_nodes(quantize):
     nodes = "[first] h = Conv (x, w, b) r = Relu (h) [second] y = Conv (r, v, c)"
-    done = quantize(nodes, CONV, step=Quant(exclude="sec*+third", effort="fast", activations="static"), skipped=["excluded"])
+    told = ["exclude names no node: none is called so", "excluded"]
+    done = quantize(nodes, CONV, step=Quant(exclude="sec*+third", effort="fast", activations="static"), skipped=told)
     assert done.kernels == {"QLinearConv": 1, "Conv": 1}
+    assert [s.node for s in done.outcome.result.skips] == ["third", "second"]
 
 
 def test_a_product_that_the_runtime_fuses_otherwise_is_left_float(quantize):

@@ -64,6 +64,8 @@ def test_what_would_run_in_integers_and_what_not(build):
     assert found.changed == 1
     assert found.refusal == ""
     assert found.skips == (("excluded", "h", "excluded"),)
+    why = "exclude names no node: none is called so, or it was folded away"
+    assert look(build, *TWO, exclude="h+haed").skips == (("excluded", "haed", why), ("excluded", "h", "excluded"))
     assert found.figures["integer_share"] == pytest.approx(12**2 / (12**2 + 14**2))
     assert found.figures["samples"] == 32
     assert found.figures["seconds"] >= 0
