@@ -14,10 +14,11 @@ _COLUMNS = ("layer", "operator ", "MACs", "alone in integers", "alone float", "a
 
 def render_ranking(found: Ranking, *, verbose: bool = False) -> RenderableType:
     """One row a layer, the most harmful first. ``verbose`` names every layer that stays float."""
-    total = f"all {len(found.layers)} in integers: {words.decibels(found.sqnr_db)}, on {found.samples} samples"
+    total = f"all {len(found.layers)} in integers with static scales, unrepaired: {words.decibels(found.sqnr_db)}"
+    total += f", on {found.samples} samples"
     return Group(
         table("", _COLUMNS, map(_layer, found.layers)),
-        *([skips_table(found.skips, "float in any case", verbose)] if found.skips else ()),
+        *([skips_table(found.skips, "float with static scales", verbose)] if found.skips else ()),
         *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
         Text(total, "bold"),
     )
