@@ -120,7 +120,7 @@ def _weight_fault(weight: Tensor) -> str:
     if not is_constant(weight):
         return "its weights are computed at run time"
     if weight.dtype != np.float32:
-        return f"its weights are {weight.dtype}, not float32"
+        return f"its weights are {weight.dtype}, not float32: start from the model in float32"
     if len(weight.shape) < 2:
         return "its weights are a vector"
     if not weight.values.size:

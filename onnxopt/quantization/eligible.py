@@ -95,7 +95,7 @@ def _layer_fault(node: Node) -> str:
         both = " as well as its input: the steps to integers cost what they save" if node.op == "MatMul" else ""
         return f"its weights are computed at run time{both}"
     if weight.dtype != np.float32:
-        return f"its weights are {weight.dtype}, not float32"
+        return f"its weights are {weight.dtype}, not float32: start from the model in float32"
     if node.op == "MatMul" and len(weight.shape) != 2:
         return f"its weights have {len(weight.shape)} axes, not 2"
     if len(node.inputs) > 2 and not (node.inputs[2].is_empty() or is_constant(node.inputs[2])):
