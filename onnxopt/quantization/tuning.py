@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -27,8 +28,13 @@ _METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
 _BETWEEN = (-0.25, 0.33, 0.67)
 # Percent of the values: however large the others are, they may say nothing.
 _MOST = 99.9
+# Few samples at a time keep the tensors in the processor's cache, and what is computed of them small.
+_BATCH = 4
 # Of the noise: less is within what so few samples can tell.
 _WORTH = 0.97
+# The exact answers are kept: so many bytes of them at most. So many numbers are compared at once.
+_KEPT_BYTES = 2**28
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,10 @@ def tune(
     """
     roots = set(placement.roots.values())
     order = [t.name for t in model.graph.inputs] + [t.name for n in model.graph.nodes for t in n.outputs]
-    stream = Stream(model, feeds(context, samples), placement.sizes, context.threads)
     outputs = [t.name for t in model.graph.outputs]
+    of_one = 4 * sum(prod(placement.sizes.get(name, ())) for name in outputs) // context.dataset.unit
+    samples = min(samples, max(_KEPT_BYTES // max(of_one, 1), context.dataset.unit))
+    stream = Stream(model, feeds(context, samples, _BATCH), placement.sizes, context.threads)
     exact = [dict(zip(outputs, values, strict=True)) for values in stream.read(outputs)]
     found, limits = {}, limits_of(placement)
     for name in context.track([n for n in order if n in roots and n in statistics], "choose ranges"):
@@ -104,7 +112,9 @@ def _noise(exact: Sequence[Mapping[str, Array]], answers: Iterable[Mapping[str, 
     error: dict[str, float] = {}
     for wanted, got in zip(exact, answers, strict=True):
         for name in (n for n, value in got.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"):
-            x = np.asarray(wanted[name], np.float64)
-            signal[name] = signal.get(name, 0.0) + float(np.square(x).sum())
-            error[name] = error.get(name, 0.0) + float(np.square(x - got[name]).sum())
+            exactly, rounded = wanted[name].ravel(), got[name].ravel()
+            for start in range(0, exactly.size, _CHUNK):
+                x, y = (t[start : start + _CHUNK].astype(np.float64) for t in (exactly, rounded))
+                signal[name] = signal.get(name, 0.0) + float(x @ x)
+                error[name] = error.get(name, 0.0) + float((x - y) @ (x - y))
     return sum(error[name] / max(signal[name], 1e-300) for name in signal)

@@ -16,6 +16,7 @@ from onnxopt.data.dataset import open_dataset
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.ranges import Range
+from onnxopt.quantization import tuning
 from onnxopt.quantization.placement import place
 from onnxopt.quantization.tuning import Tuned, tune
 
@@ -104,3 +105,16 @@ def test_what_does_not_fit_into_memory_keeps_its_range(net: Any, data: Path, mon
     assert set(tuned(proto, context)[0]) == {"x", "relu1"}
     monkeypatch.setattr(stream, "_MEMORY", 4 * SAMPLES * 100)
     assert set(tuned(proto, context)[0]) == {"x"}
+
+
+@pytest.mark.parametrize(("kept", "samples"), [(2**28, SAMPLES), (4 * 8 * 5, 5), (1, 1)])
+def test_of_large_answers_fewer_are_kept(
+    net: Any, data: Path, monkeypatch: pytest.MonkeyPatch, kept: int, samples: int
+) -> None:
+    model = Model.from_proto(spiked(net, 1.0))
+    context = Context(model, open_dataset(data, model.inputs))
+    asked = []
+    monkeypatch.setattr(tuning, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(tuning, "feeds", lambda context, count: (asked.append(count), stream.feeds(context, count))[1])
+    assert tuned(spiked(net, 1.0), context)[0]
+    assert asked == [samples]
