@@ -115,6 +115,11 @@ def test_of_large_answers_fewer_are_kept(
     context = Context(model, open_dataset(data, model.inputs))
     asked = []
     monkeypatch.setattr(tuning, "_KEPT_BYTES", kept)
-    monkeypatch.setattr(tuning, "feeds", lambda context, count: (asked.append(count), stream.feeds(context, count))[1])
+
+    def feeds(context, count, batch):
+        asked.append(count)
+        return stream.feeds(context, count, batch)
+
+    monkeypatch.setattr(tuning, "feeds", feeds)
     assert tuned(spiked(net, 1.0), context)[0]
     assert asked == [samples]
