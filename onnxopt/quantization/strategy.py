@@ -137,6 +137,8 @@ class _Search:
                 self.bought[-1]["kept"] = candidate is not last
         if mixed is not None:
             self.figures |= mixed.figures()
+            if not mixed.met:
+                self.notes.append(f"the goal is missed by {mixed.short}; this is the nearest that was found")
         # Repairs change numbers, not kernels.
         if self.measured and mixed is not None and mixed.left:
             ratio = speed(self.original, candidate.model, self.context)
