@@ -119,14 +119,17 @@ class Mixed:
         }
 
 
-def mix(goal: Goal, builder: Builder, full: Candidate, reference: Model, held_out: Dataset) -> Mixed:
+def mix(
+    goal: Goal, builder: Builder, full: Candidate, reference: Model, held_out: Dataset, *, timed: bool = True
+) -> Mixed:
     """Leave layers of a full-integer candidate float until it meets the goal, compared with the reference on samples
-    that were held back. Raises SpecError for a goal that cannot be judged."""
+    that were held back. ``timed``: what floats cost is measured here, not estimated. Raises SpecError for a goal that
+    cannot be judged."""
     context = builder.context
 
     def ranking() -> tuple[Sensitivity, ...]:
         few = Judge(reference, held_out, samples=RANKED_ON, threads=context.threads)
-        return rank(builder, full, few, track=context.track)
+        return rank(builder, full, few, timed=timed, track=context.track)
 
     judge = Judge(reference, held_out, samples=SAMPLES, threads=context.threads)
     return meet(goal, builder, full, judge, ranking, context.track)

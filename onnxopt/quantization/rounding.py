@@ -178,8 +178,8 @@ class _Observed:
 
     def error(self, weight: Floats, bias: Floats) -> float:
         """Squared error over squared output, clamped."""
-        error = float(np.square(self._made(weight, bias) - self.y).sum(dtype=np.float64))
-        return error / max(float(np.square(self.y).sum(dtype=np.float64)), 1e-300)
+        error = float(np.square(self._made(weight, bias) - self.y, dtype=np.float64).sum())
+        return error / max(float(np.square(self.y, dtype=np.float64).sum()), 1e-300)
 
     def bias(self, weight: Floats, bias: Floats) -> Floats:
         """With these weights, the bias that makes the outputs right on average, clamped if they are: Newton's steps.

@@ -117,6 +117,8 @@ class _Search:
         self.context, self.held_out = context.over(calibration), held_out
         self.builder = Builder(plain, self.context, wanted.settings, left_out)
         self.judge = Judge(original, held_out, samples=_JUDGED_ON, threads=context.threads) if judged else None
+        if self.judge is not None:
+            wanted.goal.short(self.judge.perfect)  # a goal that cannot be judged fails before the work
         self.figures: dict[str, Figure] = {"effort": wanted.effort}
         self.notes = [_SAME] if judged and held_out is calibration else []
         self.bought: list[dict[str, Any]] = []
@@ -276,7 +278,7 @@ class _Search:
             judge = Judge(self.original, self.held_out, samples=GOAL_SAMPLES, threads=self.context.threads)
             return meet(goal, self.builder, candidate, judge, tuple)
         try:
-            return mix(goal, self.builder, candidate, self.original, self.held_out)
+            return mix(goal, self.builder, candidate, self.original, self.held_out, timed=self.measured)
         except ExecutionError as error:
             self.notes.append(f"no layer was left float for the answers' sake: {error}")
             return None

@@ -223,7 +223,7 @@ def test_repairs_tell_what_they_bought(build):
 
 @pytest.mark.parametrize("repair", ["equalize", "tune"])
 def test_a_repair_that_fails_loses_nothing(build, monkeypatch, repair):
-    def fails(*_):
+    def fails(*_, **__):
         raise ExecutionError("no such kernel")
 
     monkeypatch.setattr(*((strategy, repair) if repair == "equalize" else (Builder, repair)), fails)
@@ -336,7 +336,7 @@ def test_a_goal_without_answers(build):
 
 
 def test_a_search_for_floats_that_fails_is_noted(build, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise ExecutionError("no such kernel")
 
     monkeypatch.setattr(strategy, "mix", fails)
@@ -377,3 +377,17 @@ def test_pictures_stay_integers_through_all_repairs(build, effort):
     name = by_channel.outputs[0].name
     made = Session(outcome.candidate.model, outputs=[name], optimize=False).run({"x": x})[name]
     assert np.ptp(made[:, :3, 1:-1, 1:-1].astype(np.int64) - n, axis=(0, 2, 3)).max() == 0
+
+
+def test_without_timing_no_clock_is_asked_for_a_goal(monkeypatch, build):
+    def clock(*_, **__):
+        raise AssertionError("a clock was asked")
+
+    monkeypatch.setattr("onnxopt.quantization.sensitivity.profile", clock)
+    outcome = search(build(*CONVS, IMAGES), goal=Goal(min_sqnr=200.0))
+    assert outcome.figures["goal"].startswith("missed by ")
+    (note,) = (n for n in outcome.figures["notes"] if n.startswith("the goal is missed by "))
+    assert note.endswith("this is the nearest that was found")
+    (left,) = outcome.figures["left_float"]
+    # 8 x 8 pixels, 8 channels, 9 or 8 products of 4 or 8 channels each: 10 ps a product.
+    assert left["lost_ms"] in (round(1e-8 * 64 * 8 * 4 * 9, 5), round(1e-8 * 36 * 8 * 8 * 9, 5))
