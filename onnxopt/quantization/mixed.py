@@ -169,6 +169,7 @@ class _Search:
     builder: Builder
     judge: Judge
     found: list[Mixed] = field(default_factory=list)
+    met: bool = False  # by the last attempt
 
     def best(self) -> Mixed:
         """The quickest of those that meet the goal, or else the nearest."""
@@ -180,13 +181,15 @@ class _Search:
         self.found.append(Mixed(candidate, quality, self.goal.short(quality), tuple(left), self.goal, self.judge))
 
     def attempt(self, left: Sequence[Sensitivity]) -> None:
-        """Build and judge, where any layer is left in integers."""
+        """Build and judge, where any layer is left in integers: a model without any meets every goal."""
+        self.met = False
         try:
             candidate = self.builder.build({s.layer: _why(s) for s in left})
         except ExecutionError:  # this one does not load; what was found before still counts
             return
         if isinstance(candidate, Candidate):
             self.add(candidate, left)
+        self.met = not isinstance(candidate, Candidate) or self.found[-1].met
 
     def bisect(self, order: Sequence[Sensitivity]) -> Iterable[Sequence[Sensitivity]]:
         """Shorter and longer beginnings of the order, until the shortest is found that meets the goal."""
@@ -194,8 +197,7 @@ class _Search:
         while meets - misses > 1:
             middle = (misses + meets) // 2
             yield order[:middle]
-            last = self.found[-1]
-            if last.met or len(last.left) != middle:
+            if self.met:
                 meets = middle
             else:
                 misses = middle
@@ -209,8 +211,7 @@ class _Search:
         for layer in sorted(kept, key=lambda s: -s.lost_ms)[:_RETURNS]:
             fewer = [s for s in kept if s is not layer]
             yield fewer
-            last = self.found[-1]
-            if last.met and len(last.left) == len(fewer):
+            if self.met:
                 kept = fewer
 
 

@@ -152,7 +152,7 @@ def test_the_nearest_is_returned_where_the_goal_is_out_of_reach(built):
 
 def test_what_does_not_load_is_passed_over(built, monkeypatch):
     builder, full, judge = built
-    layers = rank(builder, full, judge)
+    layers = rank(builder, full, judge, timed=False)
     build = Builder.build
     calls = []
 
