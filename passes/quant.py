@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from onnxopt.core.context import Context, Method
@@ -21,6 +20,8 @@ from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label,
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Settings
+from onnxopt.quantization.exclusion import absent, excluded
+from onnxopt.quantization.judge import cannot_run
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.mixed import Goal
 from onnxopt.quantization.preflight import FEW, preflight, refused
@@ -60,7 +61,8 @@ class Quant(Pass):
         notes = _modernize(plain)
         if plain.opset < _OLDEST_OPSET:
             return PassResult(0, notes)
-        notes += self._misspelled(plain)
+        labels = [label(n) for n in plain.nodes()]
+        notes += absent(self.exclude, labels)
         wanted = Wanted(
             Settings(self.calibration, self.per_channel, self.bias_correction),
             self.activations,
@@ -69,13 +71,13 @@ class Quant(Pass):
             self.measure,
         )
         try:
-            outcome = quantize_model(plain, model, context, wanted, self._excluded(plain))
+            outcome = quantize_model(plain, model, context, wanted, excluded(self.exclude, labels))
         except ExecutionError as error:
             return PassResult(0, (*notes, Skip("model", f"left float as a whole, because in integers: {error}")))
         candidate = outcome.candidate
         if candidate is None:
             return PassResult(0, (*notes, *outcome.skips), outcome.figures)
-        if why := _cannot_run(candidate.model, context):
+        if why := cannot_run(candidate.model, context):
             return PassResult(0, (*notes, Skip("model", why)))
         executed = candidate.executed
         figures: dict[str, Figure] = {
@@ -102,32 +104,11 @@ class Quant(Pass):
         notes = _modernize(plain)
         if plain.opset < _OLDEST_OPSET:
             return refused(f"no layer would run in integers: {notes[0].why}", notes)
-        notes += self._misspelled(plain)
+        labels = [label(n) for n in plain.nodes()]
+        notes += absent(self.exclude, labels)
         few = context.over(context.dataset.subset(range(min(FEW * context.dataset.unit, context.dataset.count))))
         settings = Settings(self.calibration, self.per_channel, self.bias_correction)
-        return preflight(Builder(plain, few, settings, self._excluded(plain)), context, notes)
-
-    def _excluded(self, model: Model) -> dict[str, str]:
-        names = [label(n) for n in model.graph.nodes]
-        return {name: "excluded" for name in names if any(fnmatchcase(name, p) for p in self._patterns())}
-
-    def _misspelled(self, model: Model) -> tuple[Skip, ...]:
-        """What is excluded, but is not there."""
-        names = [label(n) for n in model.nodes()]
-        absent = [p for p in self._patterns() if not any(fnmatchcase(name, p) for name in names)]
-        return tuple(Skip(p, "exclude names no node: none is called so, or it was folded away") for p in absent)
-
-    def _patterns(self) -> list[str]:
-        return [p for p in self.exclude.split("+") if p]
-
-
-def _cannot_run(model: Model, context: Context) -> str:
-    """Why ONNX Runtime fails on a model that it could load; empty if it does not."""
-    try:
-        next(context.activations(model, [o.name for o in model.outputs], samples=1, batch=1))
-    except ExecutionError as error:
-        return f"left float as a whole, because in integers: {error}"
-    return ""
+        return preflight(Builder(plain, few, settings, excluded(self.exclude, labels)), context, notes)
 
 
 def _modernize(model: Model) -> tuple[Skip, ...]:

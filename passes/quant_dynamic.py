@@ -8,15 +8,16 @@ all the same is left alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
-from onnxopt.errors import ExecutionError, ModelError
+from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization import dynamic_eligible as eligible
 from onnxopt.quantization.dynamic import quantize_layers
+from onnxopt.quantization.exclusion import absent, excluded
+from onnxopt.quantization.judge import cannot_run
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.runtime.audit import audit
 from onnxopt.runtime.probe import saturates
@@ -42,11 +43,15 @@ class QuantDynamic(Pass):
             plain.upgrade(eligible.OLDEST_OPSET)
         except ModelError as error:
             notes = (Skip("opset", str(error)),)
-        chosen, left = eligible.choose(plain, context.shapes(plain), self._left_out(plain))
+        labels = [label(n) for n in plain.nodes()]
+        notes += absent(self.exclude, labels)
+        tables = [] if self.embeddings else [label(n) for n in plain.nodes() if n.op == "Gather"]
+        left_out = dict.fromkeys(tables, "embeddings=false") | excluded(self.exclude, labels)
+        chosen, left = eligible.choose(plain, context.shapes(plain), left_out)
         while chosen:
             candidate = plain.clone()
             reduced = quantize_layers(candidate, chosen, guard=saturates(context.target))
-            if why := _cannot_run(candidate, context):
+            if why := cannot_run(candidate, context):
                 return PassResult(0, (*notes, Skip("model", why)))
             executed = audit(candidate)
             refused = {n.node: f"ONNX Runtime leaves it float: {n.why}" for n in executed.islands if n.node in chosen}
@@ -71,18 +76,3 @@ class QuantDynamic(Pass):
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate)
         return PassResult(len(chosen), skips, figures)
-
-    def _left_out(self, model: Model) -> dict[str, str]:
-        """Why nodes stay float that the user wants so."""
-        patterns = [p for p in self.exclude.split("+") if p]
-        left = {label(n): "embeddings=false" for n in model.nodes() if n.op == "Gather" and not self.embeddings}
-        return left | {label(n): "excluded" for n in model.nodes() if any(fnmatchcase(label(n), p) for p in patterns)}
-
-
-def _cannot_run(model: Model, context: Context) -> str:
-    """Why ONNX Runtime fails on a model; empty if it does not."""
-    try:
-        next(context.activations(model, [o.name for o in model.outputs], samples=1, batch=1))
-    except ExecutionError as error:
-        return f"left float as a whole, because in integers: {error}"
-    return ""

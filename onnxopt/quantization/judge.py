@@ -14,6 +14,7 @@ from onnxopt.graph.model import Model
 from onnxopt.runtime.session import Session
 
 if TYPE_CHECKING:
+    from onnxopt.core.context import Context
     from onnxopt.data.dataset import Dataset
 
 # Of fewer samples none can be spared.
@@ -72,3 +73,12 @@ class Judge:
         except ExecutionError:
             return _UNUSABLE
         return comparison.result(self.samples)
+
+
+def cannot_run(model: Model, context: Context) -> str:
+    """Why ONNX Runtime fails on an integer model that it could load; empty if it does not."""
+    try:
+        next(context.activations(model, [o.name for o in model.outputs], samples=1, batch=1))
+    except ExecutionError as error:
+        return f"left float as a whole, because in integers: {error}"
+    return ""
