@@ -45,6 +45,33 @@ class Profile:
     total: float
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What ONNX Runtime executed: ``kernels``, the nodes that it made of the model; by their names the ``times`` in
+    microseconds of each time they ran, over so many ``runs`` of the model; ``total``, seconds of a run unrecorded."""
+
+    kernels: Sequence[onnx.NodeProto]
+    times: Mapping[str, Sequence[int]]
+    runs: int
+    total: float
+
+
+def record(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2) -> Recording:
+    """Run a model for about ``budget_s`` seconds, twice: recorded and not.
+
+    Raises ExecutionError when the model fails on the feed.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session = Session(model, threads=threads, save_optimized=path, profile=Path(folder) / "profile")
+        kernels = list(onnx.load(path, load_external_data=False).graph.node)
+        runs = _count(_timed(session, feed, _WARM_UP_RUNS), len(kernels), budget_s)
+        _timed(session, feed, runs)
+        records = json.loads(session.end_profile().read_text())
+        total = float(np.median(_timed(session, feed, runs)))
+    return Recording(kernels, _by_kernel(records, runs), runs, total)
+
+
 def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2) -> Profile:
     """Run a model for about ``budget_s`` seconds, twice: recorded and not.
 
@@ -56,15 +83,10 @@ def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2
     marked = model.clone()
     mark(marked)
     nodes = list(marked.nodes())
-    with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        session = Session(marked, threads=threads, save_optimized=path, profile=Path(folder) / "profile")
-        kernels = list(onnx.load(path, load_external_data=False).graph.node)
-        runs = _count(_timed(session, feed, _WARM_UP_RUNS), len(kernels), budget_s)
-        _timed(session, feed, runs)
-        records = json.loads(session.end_profile().read_text())
-        total = float(np.median(_timed(session, feed, runs)))
-    seconds, count = _kernel_seconds(records, runs)
+    recording = record(marked, feed, threads=threads, budget_s=budget_s)
+    kernels, total = recording.kernels, recording.total
+    seconds = {k: _typical(t) * len(t) / recording.runs / 1e6 for k, t in recording.times.items()}
+    count = sum(round(len(t) / recording.runs) for t in recording.times.values())
     added = max(sum(seconds.values()) - total, 0.0) / max(count, 1)
     found: dict[str, float] = defaultdict(float)
     overhead = 0.0
@@ -96,19 +118,14 @@ def _count(warm_up: Sequence[float], kernels: int, budget_s: float) -> int:
     return max(least, min(most, int(budget_s / min(warm_up)), _MAX_RECORDS // max(kernels, 1)))
 
 
-def _kernel_seconds(records: Iterable[Mapping[str, object]], runs: int) -> tuple[dict[str, float], int]:
-    """Seconds of one run by the name of a kernel, and how many kernels of the main graph a run executes."""
+def _by_kernel(records: Iterable[Mapping[str, object]], runs: int) -> dict[str, list[int]]:
+    """The times of each kernel of the main graph, without those of the warm-up."""
     times: dict[str, list[int]] = defaultdict(list)
     for record in records:
         name = str(record["name"])
         if record.get("cat") == "Node" and name.endswith(_RECORD):
             times[name.removesuffix(_RECORD)].append(int(str(record["dur"])))
-    seconds, count = {}, 0
-    for name, found in times.items():
-        each = len(found) / (runs + _WARM_UP_RUNS)
-        seconds[name] = _typical(found[round(each * _WARM_UP_RUNS) :]) * each / 1e6
-        count += round(each)
-    return seconds, count
+    return {k: t[round(len(t) * _WARM_UP_RUNS / (runs + _WARM_UP_RUNS)) :] for k, t in times.items()}
 
 
 def _typical(times: Sequence[int]) -> float:
