@@ -1,0 +1,110 @@
+"""Who is tied to whom, in words for people: layers whose channels live and die together, and what can never go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxopt.core.pass_ import label
+from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.ir import Node, is_constant
+from onnxopt.graph.labels import Labels
+from onnxopt.graph.model import Model
+from onnxopt.pruning.channels import Producer, is_layer, weight_fault, widths
+
+BODY = "lies in the body of an If, Loop or Scan"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that make the same channels, and the nodes that sum over them.
+
+    ``classes`` is in how many parts the ``channels`` can go, each whole or not at all; channels are counted in the
+    layer that has the fewest of them. 0 classes: they all stay, and ``why``.
+    """
+
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    channels: int
+    classes: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What one reason costs: the ``layers`` of which channels stay for it, and the weights behind these channels."""
+
+    why: str
+    layers: tuple[str, ...]
+    parameters: int
+
+
+def groups(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list[Group]:
+    """All channels that the layers of a model make: first those that can go, in the order of the graph."""
+    return [*_movable(coupling, makers), *_staying(coupling, makers)]
+
+
+def frozen(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list[Frozen]:
+    """Why channels stay, the reason that holds the most weights first."""
+    layers: dict[str, list[str]] = {}
+    # By the weights' identity: layers that share them count them once.
+    held: dict[str, dict[int, int]] = {}
+    for layer, share, why in (*_held(coupling, makers), *_unjudged(model, makers)):
+        weights = [t for t in layer.inputs[1:2] if is_constant(t)]
+        layers.setdefault(why, []).append(label(layer))
+        held.setdefault(why, {}).update({id(w): round(share * np.prod(w.shape)) for w in weights})
+    found = [Frozen(why, tuple(names), sum(held[why].values())) for why, names in layers.items()]
+    return sorted(found, key=lambda f: -f.parameters)
+
+
+def _movable(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[Group]:
+    """Blocks that the same layers make and the same nodes read are one group."""
+    blocks = coupling.blocks()
+    block_of = np.full(coupling.count + 1, len(blocks), np.intp)
+    for i, block in enumerate(blocks):
+        block_of[block] = i
+    made = _by_block(block_of, len(blocks), ((m.layer, m.classes) for m in makers))
+    read = _by_block(block_of, len(blocks), ((p.node, coupling.input(*p)) for p in coupling.contractions))
+    width = widths(makers, coupling)
+    together: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Labels]] = {}
+    for block, names, readers in zip(blocks, made, read, strict=True):
+        if names:
+            together.setdefault((names, readers), []).append(block)
+    for (names, readers), parts in together.items():
+        yield Group(names, readers, int(sum(width[p].sum() for p in parts)), sum(map(len, parts)))
+
+
+def _by_block(block_of: Labels, count: int, places: Iterable[tuple[Node, Labels]]) -> list[tuple[str, ...]]:
+    """By block: the names of the nodes that have classes of it, in the order of the graph."""
+    found: list[dict[str, None]] = [{} for _ in range(count + 1)]
+    for node, classes in places:
+        for i in np.unique(block_of[classes]).tolist():
+            found[i][label(node)] = None
+    return [tuple(names) for names in found[:count]]
+
+
+def _staying(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[Group]:
+    """Layers with as many channels that stay for the same reason."""
+    together: dict[tuple[str, int], list[str]] = {}
+    for m in makers:
+        if stay := int((m.classes == 0).sum()):
+            together.setdefault((coupling.why_frozen(m.layer, m.axis), stay), []).append(label(m.layer))
+    for (why, channels), names in together.items():
+        yield Group(tuple(names), (), channels, 0, why)
+
+
+def _held(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[tuple[Node, float, str]]:
+    """(layer, share of its channels that stay, why)"""
+    for m in makers:
+        if (m.classes == 0).any():
+            yield m.layer, float(np.mean(m.classes == 0)), coupling.why_frozen(m.layer, m.axis)
+
+
+def _unjudged(model: Model, makers: Sequence[Producer]) -> Iterator[tuple[Node, float, str]]:
+    """Layers that are not among the makers, which stay whole."""
+    judged, outer = {id(m.layer) for m in makers}, {id(n) for n in model.graph.nodes}
+    for node in model.nodes():
+        if is_layer(node) and id(node) not in judged:
+            yield node, 1.0, f"it {weight_fault(node)}" if id(node) in outer else BODY
