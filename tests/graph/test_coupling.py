@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,53 +16,9 @@ from onnx import TensorProto, helper
 from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
-from onnxopt.graph.cutting import Cut
-from onnxopt.graph.ir import Node
 from onnxopt.graph.model import Model
-from onnxopt.graph.verify import boundary, faults
-from onnxopt.numerics.tolerance import deviation
-from onnxopt.runtime.session import Session
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was found, and what became of the model without half of each block."""
-
-    classes: int
-    whole: Model
-    cut: Model
-    removed: int
-
-    def node(self, name: str) -> Node:
-        return next(n for n in self.cut.graph.nodes if n.name == name)
-
-
-def halve(proto: onnx.ModelProto, seed: int = 0, *, matters: bool = True) -> Outcome:
-    """Remove half of each block, chosen by ``seed``, and hold the result against the masked model.
-
-    The channels that go must matter to the outputs, or the comparison would show nothing.
-    """
-    model = Model.from_proto(proto)
-    whole, expected = model.clone(), boundary(model)
-    context = Context(whole, open_dataset(None, model.inputs, samples=4))
-    coupling = Coupling(model, context.shapes(model), context.free_axes(model))
-    rng = np.random.default_rng(seed)
-    removed = np.concatenate([np.zeros(0, np.intp), *(rng.permutation(b)[: len(b) // 2] for b in coupling.blocks())])
-    cut = Cut(coupling, removed)
-    masked = cut.masked(model)
-    cut.apply(model)
-    model.tidy()
-    assert faults(model, expected) == []
-    assert faults(masked, expected) == []
-    onnx.checker.check_model(model.to_proto(), full_check=True)
-    feed = next(iter(context.dataset.batches(4)))
-    wanted, got = Session(masked, optimize=False).run(feed), Session(model, optimize=False).run(feed)
-    for name, value in wanted.items():
-        assert deviation(value, got[name]) < 1e-5
-    if len(removed) and matters:
-        before = Session(whole, optimize=False).run(feed)
-        assert any(deviation(value, before[name]) > 1e-4 for name, value in wanted.items())
-    return Outcome(coupling.count, whole, model, len(removed))
+Halve = Callable[..., Any]
 
 
 def between(net: Any, op: Callable[[Any, str], str], out: int, opset: int = 17) -> onnx.ModelProto:
@@ -224,7 +179,7 @@ SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_rule(name: str, net: Any) -> None:
+def test_rule(name: str, net: Any, halve: Halve) -> None:
     op, out, classes = SAME[name]
     opset = 18 if name == "Pad" else 17
     assert halve(between(net(4, 3, 8, 8), op, out, opset)).classes == classes
@@ -248,18 +203,18 @@ OLD: dict[str, tuple[Callable[[Any, str], str], int, int, int]] = {
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_rule_of_an_older_opset(name: str, net: Any) -> None:
+def test_rule_of_an_older_opset(name: str, net: Any, halve: Halve) -> None:
     op, out, classes, opset = OLD[name]
     assert halve(between(net(4, 3, 8, 8), op, out, opset)).classes == classes
 
 
-def test_every_graph_of_the_zoo(zoo_model: onnx.ModelProto) -> None:
+def test_every_graph_of_the_zoo(zoo_model: onnx.ModelProto, halve: Halve) -> None:
     for seed in range(3):
         assert halve(zoo_model, seed).removed > 0
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_convolutions_of_one_and_three_dimensions(net: Any, rank: int) -> None:
+def test_convolutions_of_one_and_three_dimensions(net: Any, rank: int, halve: Halve) -> None:
     n = net(2, 3, *[4] * rank)
     y = n.op("Conv", "x", n.normal(8, 3, *[3] * rank), pads=[1] * 2 * rank)
     y = n.op("MaxPool", n.relu(y), kernel_shape=[2] * rank)
@@ -271,46 +226,46 @@ GEMMS = {"plain": {}, "transB": {"transB": 1}, "alpha": {"alpha": 0.5, "beta": 2
 
 @pytest.mark.parametrize("attributes", GEMMS.values(), ids=GEMMS)
 @pytest.mark.parametrize("shape", [(10,), (1, 10), (4, 1), (4, 10), ()])
-def test_gemm(net: Any, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_gemm(net: Any, attributes: dict[str, Any], shape: tuple[int, ...], halve: Halve) -> None:
     n = net(4, 6)
     weight = n.normal(10, 6) if "transB" in attributes else n.normal(6, 10)
     y = n.relu(n.op("Gemm", "x", weight, n.constant(n.rng.standard_normal(shape)), **attributes))
     assert halve(n.model(n.dense(y, 10, 3))).classes == 10
 
 
-def test_gemm_that_transposes_what_it_reads(net: Any) -> None:
+def test_gemm_that_transposes_what_it_reads(net: Any, halve: Halve) -> None:
     n = net(4, 6)
     y = n.op("Transpose", n.dense("x", 6, 10), perm=[1, 0])
     assert halve(n.model(n.op("Gemm", y, n.normal(10, 3), transA=1))).classes == 10
 
 
-def test_matmul_with_constants_on_either_side_and_batches(net: Any) -> None:
+def test_matmul_with_constants_on_either_side_and_batches(net: Any, halve: Halve) -> None:
     n = net(2, 5, 6)
     y = n.relu(n.op("MatMul", "x", n.normal(6, 10)))
     y = n.op("MatMul", n.normal(8, 5), y)
     assert halve(n.model(n.op("MatMul", n.normal(3, 8), n.op("MatMul", y, n.normal(10, 4))))).classes == 18
 
 
-def test_matmul_of_vectors(net: Any) -> None:
+def test_matmul_of_vectors(net: Any, halve: Halve) -> None:
     n = net(6)
     y = n.op("MatMul", "x", n.normal(6, 10))
     assert halve(n.model(n.op("MatMul", n.normal(3, 10), n.relu(y)))).classes == 10
 
 
-def test_einsum(net: Any) -> None:
+def test_einsum(net: Any, halve: Halve) -> None:
     n = net(2, 5, 6)
     y = n.relu(n.op("Einsum", "x", n.normal(6, 2, 4), equation="btc,chd->bhtd"))
     y = n.op("Einsum", y, y, equation="bhtd,bhsd->bhts")
     assert halve(n.model(n.op("Einsum", y, n.normal(2, 3), equation="bhts,hk->btsk"))).classes == 6
 
 
-def test_einsum_that_sums_within_one_operand_is_frozen(net: Any) -> None:
+def test_einsum_that_sums_within_one_operand_is_frozen(net: Any, halve: Halve) -> None:
     n = net(2, 6)
     y = n.dense("x", 6, 10)
     assert halve(n.model(n.op("Einsum", y, n.constant(ROW[:2]), equation="bc,b->b"))).classes == 0
 
 
-def test_what_a_recurrent_layer_reads_can_go(net: Any) -> None:
+def test_what_a_recurrent_layer_reads_can_go(net: Any, halve: Halve) -> None:
     n = net(5, 2, 6)
     y = n.relu(n.op("MatMul", "x", n.normal(6, 10)))
     assert (
@@ -319,7 +274,7 @@ def test_what_a_recurrent_layer_reads_can_go(net: Any) -> None:
     )
 
 
-def test_sizes_read_at_run_time_adjust_themselves(net: Any) -> None:
+def test_sizes_read_at_run_time_adjust_themselves(net: Any, halve: Halve) -> None:
     n = net("N", 3, 8, 8)
     x = n.relu(n.conv("x", 3, 12))
     channels = n.op("Slice", n.op("Shape", x), n.ints(0), n.ints(2))
@@ -337,7 +292,7 @@ def test_sizes_that_are_computed_with_are_frozen(net: Any) -> None:
     assert coupling.why_frozen(model.graph.nodes[0], 1) == "Sqrt 'Sqrt5' computes with their number"
 
 
-def test_a_constant_shape_follows(net: Any) -> None:
+def test_a_constant_shape_follows(net: Any, halve: Halve) -> None:
     n = net("N", 3, 8, 8)
     shape = n.op("Shape", n.conv("x", 3, 12))
     filled = n.op("ConstantOfShape", shape)
@@ -410,7 +365,7 @@ def test_free_axes_are_frozen(net: Any) -> None:
     assert of(model).count == 0
 
 
-def test_equal_vectors_stored_once_do_not_tie_layers(net: Any) -> None:
+def test_equal_vectors_stored_once_do_not_tie_layers(net: Any, halve: Halve) -> None:
     n = net(4, 3, 8, 8)
     bias = n.constant(np.zeros(12))
     x = n.relu(n.op("Conv", "x", n.normal(12, 3, 1, 1), bias))
@@ -420,7 +375,7 @@ def test_equal_vectors_stored_once_do_not_tie_layers(net: Any) -> None:
     assert [outcome.node(name).inputs[2].shape for name in ("Conv0", "Conv2")] == [(6,), (6,)]
 
 
-def test_shared_kernels_stay_shared(net: Any) -> None:
+def test_shared_kernels_stay_shared(net: Any, halve: Halve) -> None:
     n = net(4, 3, 8, 8)
     weight = n.normal(12, 12, 1, 1)
     x = n.relu(n.conv("x", 3, 12))
@@ -430,12 +385,12 @@ def test_shared_kernels_stay_shared(net: Any) -> None:
     assert outcome.node("Conv2").inputs[1] is outcome.node("Conv4").inputs[1]
 
 
-def test_a_slice_in_steps_becomes_a_gather(net: Any) -> None:
+def test_a_slice_in_steps_becomes_a_gather(net: Any, halve: Halve) -> None:
     outcome = halve(between(net(4, 3, 8, 8), SAME["Slice in steps"][0], 4))
     assert [n.op for n in outcome.cut.graph.nodes] == ["Conv", "Gather", "Slice", "Conv"]
 
 
-def test_sizes_that_are_spelled_out_are_corrected(zoo: dict[str, Callable[[], onnx.ModelProto]]) -> None:
+def test_sizes_that_are_spelled_out_are_corrected(zoo: dict[str, Callable[[], onnx.ModelProto]], halve: Halve) -> None:
     cut = halve(zoo["shuffled"]()).cut
     shapes = {n.name: n.inputs[1].values.tolist() for n in cut.graph.nodes if n.op in ("Split", "Reshape")}
     assert shapes == {"Split2": [8, 8], "Reshape9": [1, 2, 8, 8, 8], "Reshape11": [1, 16, 8, 8]}
@@ -512,5 +467,5 @@ def grow(n: Any, steps: list[str]) -> onnx.ModelProto:
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=8), seed=st.integers(0, 2**16))
-def test_pruned_equals_masked_on_random_graphs(net: Any, steps: list[str], seed: int) -> None:
+def test_pruned_equals_masked_on_random_graphs(net: Any, steps: list[str], seed: int, halve: Halve) -> None:
     halve(grow(net(4, 3, 8, 8, seed=seed), steps), seed, matters=False)
