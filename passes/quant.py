@@ -17,10 +17,10 @@ from typing import ClassVar
 
 from onnxopt.core.context import Context, Method
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
+from onnxopt.core.patterns import absent, excluded
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Settings
-from onnxopt.quantization.exclusion import absent, excluded
 from onnxopt.quantization.judge import cannot_run
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.mixed import Goal

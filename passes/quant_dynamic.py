@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.patterns import absent, excluded
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization import dynamic_eligible as eligible
 from onnxopt.quantization.dynamic import quantize_layers
-from onnxopt.quantization.exclusion import absent, excluded
 from onnxopt.quantization.judge import cannot_run
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.runtime.audit import audit

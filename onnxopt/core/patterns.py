@@ -1,4 +1,4 @@
-"""Nodes that a user leaves out, by name or pattern."""
+"""Nodes that a user picks by name or pattern."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def excluded(patterns: str, labels: Iterable[str]) -> dict[str, str]:
     return {name: "excluded" for name in labels if any(fnmatchcase(name, p) for p in split)}
 
 
-def absent(patterns: str, labels: Iterable[str]) -> tuple[Skip, ...]:
-    """The patterns that none of the labels fits."""
+def absent(patterns: str, labels: Iterable[str], option: str = "exclude") -> tuple[Skip, ...]:
+    """The patterns, as an option gives them, that none of the labels fits."""
     names = set(labels)
     lost = [p for p in _split(patterns) if not any(fnmatchcase(name, p) for name in names)]
-    return tuple(Skip(p, "exclude names no node: none is called so, or it was folded away") for p in lost)
+    return tuple(Skip(p, f"{option} names no node: none is called so, or it was folded away") for p in lost)
 
 
 def _split(patterns: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Which nodes a user leaves out, and names that fit none."""
 
-from onnxopt.quantization.exclusion import absent, excluded
+from onnxopt.core.patterns import absent, excluded
 
 LABELS = ["stem", "head_one", "head_two"]
 
