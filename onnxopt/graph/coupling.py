@@ -97,7 +97,7 @@ class Coupling:
 
         Something must stay of every block, or an axis would come to nothing.
         """
-        starts = np.unique(np.array([s for first in self._first.values() for s in first], np.intp))
+        starts = np.unique(np.array(self._said.starts, np.intp))
         axis = np.searchsorted(starts, np.arange(self._said.size), side="right")
         names = np.random.default_rng(0).integers(1, 2**63, size=len(starts) + 1, dtype=np.uint64)
         signature = np.zeros(self.count + 1, np.uint64)
@@ -118,7 +118,7 @@ class Coupling:
         why = _applied(self._rules, site, known) if whole else "has a tensor of unknown shape"
         for operand in known:
             for k in set(range(operand.rank)) - operand.spoken:
-                self._said.freeze(operand[k], f"{_op(node)} '{site.name}' {why}")
+                self._said.freeze(operand[k], f"{node.kind} '{site.name}' {why}")
         if node.op != "Shape" and not any(id(t) in self._traced for t in node.outputs):
             taken = coupling_moves.TAKES_SIZES.get(node.op, ())
             for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
@@ -180,7 +180,7 @@ class Coupling:
 
 def _applied(rules: Mapping[str, Rule], site: Site, operands: Iterable[Operand]) -> str:
     """Apply the node's rule. Returns why the axes stay that it did not speak for."""
-    rule = rules.get(site.node.op) if site.node.is_standard else None
+    rule = rules.get(site.node.kind)
     if rule is None:
         return "has no rule"
     try:
@@ -190,10 +190,6 @@ def _applied(rules: Mapping[str, Rule], site: Site, operands: Iterable[Operand])
             operand.spoken.clear()
         return "has a form that its rule does not know"
     return "needs them all"
-
-
-def _op(node: Node) -> str:
-    return str(node.op if node.is_standard else f"{node.domain}.{node.op}")
 
 
 def _key(node: Node, slot: int, tensor: Tensor) -> _Key:

@@ -48,6 +48,11 @@ class Node(gs.Node):  # type: ignore[misc]  # graphsurgeon is untyped
         """Is this an operator of ONNX's own domain?"""
         return self.domain in ("", "ai.onnx", None)
 
+    @property
+    def kind(self) -> str:
+        """The operator's name, behind its domain where that is not ONNX's own: Conv, com.microsoft.FusedConv."""
+        return str(self.op if self.is_standard else f"{self.domain}.{self.op}")
+
     def bodies(self) -> Iterator[Graph]:
         """The graphs held in this node's attributes (If, Loop, Scan)."""
         for value in self.attrs.values():

@@ -46,6 +46,7 @@ class Statements:
 
     def __init__(self) -> None:
         self.size = 1
+        self.starts: list[int] = []
         self.left: list[Labels] = []
         self.right: list[Labels] = []
         self.frozen: list[Labels] = []
@@ -60,7 +61,9 @@ class Statements:
         """Labels for a new tensor: the first of each axis, the rest follow it."""
         starts = self.size + np.concatenate(([0], np.cumsum(shape, dtype=np.intp)))
         self.size = int(starts[-1])
-        return tuple(starts[:-1].tolist())
+        first = tuple(starts[:-1].tolist())
+        self.starts += first
+        return first
 
     def equal(self, a: Labels, b: Labels) -> None:
         """Index by index, ``a`` and ``b`` go together. Raises ValueError for different lengths: a wrong rule."""
@@ -218,7 +221,7 @@ Rule: TypeAlias = Callable[[Site], None]
 
 
 class Rules(dict[str, Rule]):
-    """Rules by operator of ONNX's own domain."""
+    """Rules by operator, those of other domains behind the domain: com.microsoft.FusedConv."""
 
     def on(self, *ops: str) -> Callable[[Rule], Rule]:
         """Register a function as the rule of these operators."""
