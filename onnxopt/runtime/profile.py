@@ -29,7 +29,7 @@ _RUNS = (5, 200)
 # Records take about 1 kB each.
 _MAX_RECORDS = 8_000
 _RECORD = "_kernel_time"
-_LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
+LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput")
 # How many nodes can lie between a product and the last node that its kernel takes in: Add, and a function.
 _FUSED = 3
 
@@ -54,6 +54,13 @@ class Recording:
     times: Mapping[str, Sequence[int]]
     runs: int
     total: float
+
+    def seconds(self) -> dict[str, float]:
+        """What the kernels of a name take in a run: the middle half of the times, less what recording adds to each."""
+        count = {k: max(round(len(t) / self.runs), 1) for k, t in self.times.items()}
+        found = {k: _typical(t) * len(t) / self.runs / 1e6 for k, t in self.times.items()}
+        added = max(sum(found.values()) - self.total, 0.0) / max(sum(count.values()), 1)
+        return {k: max(s - added * count[k], 0.0) for k, s in found.items()}
 
 
 def record(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2) -> Recording:
@@ -84,10 +91,8 @@ def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2
     mark(marked)
     nodes = list(marked.nodes())
     recording = record(marked, feed, threads=threads, budget_s=budget_s)
-    kernels, total = recording.kernels, recording.total
-    seconds = {k: _typical(t) * len(t) / recording.runs / 1e6 for k, t in recording.times.items()}
-    count = sum(round(len(t) / recording.runs) for t in recording.times.values())
-    added = max(sum(seconds.values()) - total, 0.0) / max(count, 1)
+    kernels = recording.kernels
+    seconds = recording.seconds()
     found: dict[str, float] = defaultdict(float)
     overhead = 0.0
     owners = _owners(kernels, nodes)
@@ -95,12 +100,12 @@ def profile(model: Model, feed: Feed, *, threads: int = 1, budget_s: float = 0.2
     for kernel in kernels:
         shares[kernel.name] += 1
     for i, kernel in enumerate(kernels):
-        own = max(seconds.get(kernel.name, 0.0) / shares[kernel.name] - added, 0.0)
+        own = seconds.get(kernel.name, 0.0) / shares[kernel.name]
         if i in owners:
             found[labels[owners[i]]] += own
         else:
             overhead += own
-    return Profile(dict(found), overhead, total)
+    return Profile(dict(found), overhead, recording.total)
 
 
 def _timed(session: Session, feed: Feed, runs: int) -> list[float]:
@@ -158,11 +163,11 @@ def _owners(kernels: Sequence[onnx.NodeProto], nodes: Sequence[Node]) -> dict[in
                 return work(r)
         before = [maker[t] for t in kernels[i].input if t in maker]
         for place in (*before, *behind):
-            if kernels[place].op_type not in _LAYOUT:
+            if kernels[place].op_type not in LAYOUT:
                 return work(place)
         return None
 
-    found = {i: layout(i) if k.op_type in _LAYOUT and not marks(k.name) else work(i) for i, k in enumerate(kernels)}
+    found = {i: layout(i) if k.op_type in LAYOUT and not marks(k.name) else work(i) for i, k in enumerate(kernels)}
     return {i: owner for i, owner in found.items() if owner is not None}
 
 
