@@ -26,6 +26,8 @@ from onnxopt.numerics.least_squares import Moments, fit
 from onnxopt.numerics.patches import sample_positions
 
 Mask = npt.NDArray[np.bool_]
+# Inputs (n, inputs of all groups x kernel), targets (n, channels), and which are held back (n,).
+Rows = tuple[Floats, Floats, Mask]
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -55,21 +57,26 @@ def repair(model: Model, original: Model, places: Sequence[Place], context: Cont
     The model is changed, the original is not.
     """
     model.tidy()
-    todo = _behind(model, places)
+    seen = observed(model, original, _behind(model, places), context, samples, "repair")
+    return [_solve(model, place, rows) for place, rows in seen]
+
+
+def observed(
+    model: Model, original: Model, places: Sequence[Place], context: Context, samples: int, doing: str
+) -> Iterator[tuple[Place, Iterator[Rows]]]:
+    """Each place in turn, which may be changed then, and rows of what reaches it and what it shall make of them."""
     batches, shapes = feeds(context, samples), context.shapes(original)
     now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
     few = context.dataset.count < 5
-    found = []
-    for i, place in enumerate(context.track(todo, "repair")):
+    for i, place in enumerate(context.track(places, doing)):
         name = place.layer.inputs[0].name
         share = min(now.rest(name), then.rest(name))
         beside = _beside(model, place.layer, shapes)
-        if beside and now.passes(beside, [p.layer for p in todo[i:]]):
+        if beside and now.passes(beside, [p.layer for p in places[i:]]):
             beside = ""
         pairs = _pairs(place, beside, now, then, share)
         limit = max(1, round(unrolled.enough_rows(place.layer) / (share * len(batches))))
-        found.append(_solve(model, place, _rows(place.layer, pairs, limit, few, context.rng())))
-    return found
+        yield place, _rows(place.layer, pairs, limit, few, context.rng())
 
 
 def _behind(model: Model, places: Sequence[Place]) -> list[Place]:
@@ -120,7 +127,7 @@ def _pairs(place: Place, beside: str, now: Stream, then: Stream, share: float) -
 
 def _rows(
     layer: Node, pairs: Iterator[tuple[Array, Array]], limit: int, few: bool, rng: np.random.Generator
-) -> Iterator[tuple[Floats, Floats, Mask]]:
+) -> Iterator[Rows]:
     """At most ``limit`` rows of inputs and targets of each batch, and which to hold back: those of every fifth sample.
 
     With ``few`` samples it is every fifth row.
@@ -136,7 +143,7 @@ def _rows(
         yield into[fit], out[fit], (of % 5 == 4)[fit]
 
 
-def _solve(model: Model, place: Place, batches: Iterator[tuple[Floats, Floats, Mask]]) -> Repaired:
+def _solve(model: Model, place: Place, batches: Iterator[Rows]) -> Repaired:
     """Solve for the change of weights and bias, group by group: so a large ridge leaves the layer as it is."""
     weight, bias = unrolled.read(place.layer)
     groups, outputs, inputs = weight.shape
