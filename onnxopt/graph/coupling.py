@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from onnxopt.graph import coupling_moves, coupling_rules, dims
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
-from onnxopt.graph.labels import Contraction, Labels, Operand, Rule, Site, Statements
+from onnxopt.graph.labels import Contraction, Fold, Labels, Operand, Rule, Site, Statements
 from onnxopt.graph.model import Model
 
 _RULES: Mapping[str, Rule] = coupling_rules.rules | coupling_moves.rules
@@ -28,6 +28,9 @@ _Key: TypeAlias = tuple[int, int]
 
 class Coupling:
     """The classes of a model's main graph, numbered from 1 to ``count``.
+
+    Where an axis is folded into several, as into heads and their width, one of these can be cut: ``fold`` says which, the
+    longest, the outermost or the innermost.
 
     ``shapes`` are observed shapes of its tensors by name; a tensor without one freezes the nodes around it. ``free``
     says by name which axes have no fixed size. ``rules`` say what goes together at each operator. Changes to the model
@@ -40,6 +43,8 @@ class Coupling:
         shapes: Mapping[str, tuple[int, ...]],
         free: Mapping[str, tuple[bool, ...]],
         rules: Mapping[str, Rule] = _RULES,
+        *,
+        fold: Fold = "longest",
     ) -> None:
         self._rules = rules
         self._opset = model.opset
@@ -54,7 +59,7 @@ class Coupling:
             for body in node.bodies():
                 self._freeze_captured(body, f"the body of {node.op} '{node.name}' reads them")
         self._freeze_boundary(model.graph)
-        self._said.decide()
+        self._said.decide(fold)
         self._component, self._reason = self._said.solve()
         movable = self._reason < 0
         movable[self._component[0]] = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from onnxopt.graph import dims
 from onnxopt.graph.ir import Node, Tensor, is_constant
 from onnxopt.graph.signature import Array
 
+_ROUNDS = 8
+
 Labels: TypeAlias = npt.NDArray[np.intp]
+Fold: TypeAlias = Literal["longest", "outer", "inner"]
 
 
 class Contraction(NamedTuple):
@@ -89,10 +92,11 @@ class Statements:
         np.minimum.at(first, component[_joined(self.frozen)], statement)
         return component, np.where(first == none, -1, first)
 
-    def decide(self) -> None:
+    def decide(self, fold: Fold) -> None:
         """Freeze the free axes, unless the equalities give them the length of a constant; and settle the choices.
 
-        Of the axes of a choice that could be cut the longest follows; of equals, everywhere the same.
+        Of the axes of a choice that could be cut one follows: the longest (of equals, everywhere the same), the
+        outermost or the innermost.
         """
         component, frozen = self.solve()
         fixed = np.zeros(len(frozen), bool)
@@ -100,19 +104,35 @@ class Statements:
         free = _joined(self.free)
         free = free[~fixed[component[free]]]
         self.freeze(free, "their number is free")
-        frozen[component[free]] = len(self.why) - 1
+        component, frozen = self._without_stuck_choices()
         for one, several, why in self.choices:
             able = [k for k, part in enumerate(several) if (frozen[component[part]] < 0).any()]
-            chosen = max(able, key=lambda k: (len(several[k]), -component[several[k]].min()), default=None)
+            if fold == "longest":
+                able.sort(key=lambda k: (-len(several[k]), component[several[k]].min()))
+            chosen = None if not able else able[-1 if fold == "inner" else 0]
             for k, part in enumerate(several):
                 if k == chosen:
                     inner = int(np.prod([len(p) for p in several[k + 1 :]]))
                     self.equal(one, np.resize(np.repeat(part, inner), len(one)))
                 else:
                     self.freeze(part, why)
+                    frozen[component[part]] = len(self.why) - 1
             if chosen is None:
                 self.freeze(one, why)
         self.choices.clear()
+
+    def _without_stuck_choices(self) -> tuple[Labels, Labels]:
+        """What ``solve`` finds, after freezing all sides of the choices that have a side frozen already."""
+        for _ in range(_ROUNDS):
+            component, frozen = self.solve()
+            held = [not any((frozen[component[p]] < 0).any() for p in c.several) for c in self.choices]
+            held = [h or bool((frozen[component[c.one]] >= 0).all()) for h, c in zip(held, self.choices, strict=True)]
+            for one, several, why in (c for c, h in zip(self.choices, held, strict=True) if h):
+                self.freeze(np.concatenate([one, *several]), why)
+            self.choices = [c for c, h in zip(self.choices, held, strict=True) if not h]
+            if not any(held):
+                break
+        return component, frozen
 
 
 class Operand:
@@ -211,10 +231,18 @@ class Site:
         """These stay."""
         self.statements.freeze(labels, f"{self.node.op} '{self.name}' {why}")
 
+    def fresh(self, *lengths: int) -> list[Labels]:
+        """Labels for axes that no tensor has: a rule unfolds an axis into them."""
+        first = self.statements.fresh(lengths)
+        return [np.arange(start, start + n) for start, n in zip(first, lengths, strict=True)]
+
     def choose(self, one: Labels, several: Sequence[Labels]) -> None:
         """``one`` is the product of ``several``, outermost first: at most one of these can be cut."""
         why = f"{self.node.op} '{self.name}' folds them with another axis"
-        self.statements.choices.append(Choice(one, tuple(several), why))
+        self.statements.choices.append(Choice(one, tuple(p for p in several if len(p) > 1), why))
+        for part in several:
+            if len(part) == 1:
+                self.statements.freeze(part, why)
 
 
 Rule: TypeAlias = Callable[[Site], None]
