@@ -43,7 +43,7 @@ def plan(passes: Sequence[Pass], *, keep_order: bool = False, stop_after: int | 
     ordered = wanted if keep_order else _sorted(wanted)
     notes = []
     for added in [p for p in wanted if p.name not in names]:
-        needed_by = [p.name for p in passes if added.name in _all_preparation(p)]
+        needed_by = [p.name for p in passes if added.name in _all_preparation(p.needs())]
         notes.append(f"added {added.name}, needed first by {' and '.join(needed_by)}")
     now = [p.name for p in ordered if p.name in names]
     if now != names:
@@ -164,7 +164,7 @@ def _with_preparation(passes: Sequence[Pass]) -> list[Pass]:
     result: list[Pass] = []
     named = {p.name for p in passes}
     for step in passes:
-        for name in _all_preparation(step):
+        for name in _all_preparation(step.needs()):
             if name not in named:
                 result.append(spec.make(name, {}))
                 named.add(name)
@@ -172,12 +172,12 @@ def _with_preparation(passes: Sequence[Pass]) -> list[Pass]:
     return result
 
 
-def _all_preparation(step: Pass | type[Pass]) -> list[str]:
-    """Names of the passes that must have run, those that these need in turn first."""
+def _all_preparation(needed: Sequence[str]) -> list[str]:
+    """These passes, and before each those that it needs first in turn."""
     known = spec.known_passes()
     found: list[str] = []
-    for name in step.prepare:
-        found += [n for n in (*_all_preparation(known[name]), name) if n not in found]
+    for name in needed:
+        found += [n for n in (*_all_preparation(known[name].prepare), name) if n not in found]
     return found
 
 
@@ -186,7 +186,7 @@ def _sorted(passes: Sequence[Pass]) -> list[Pass]:
     left, done = list(passes), []
     while left:
         names = {p.name for p in left}
-        step = next((p for p in left if not names.intersection({*p.after, *p.prepare} - {p.name})), None)
+        step = next((p for p in left if not names.intersection({*p.after, *p.needs()} - {p.name})), None)
         if step is None:
             raise SpecError(f"the passes {', '.join(sorted(names))} each ask to run after another; use --keep-order")
         left.remove(step)

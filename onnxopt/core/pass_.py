@@ -69,6 +69,10 @@ class Pass(ABC):
     def run(self, model: Model, context: Context) -> PassResult:
         """Change the model in place. Only unexpected states raise; a place that cannot be changed is a Skip."""
 
+    def needs(self) -> tuple[str, ...]:
+        """What must have run before, with these options: ``prepare``, where they change nothing about it."""
+        return self.prepare
+
     def preflight(self, model: Model, context: Context) -> Preflight | None:
         """What ``run`` would do, without long work and without changing the model; None if that cannot be told."""
         return None

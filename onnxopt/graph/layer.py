@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph.ir import Node, is_constant
+from onnxopt.graph.ir import Constant, Node, Tensor, is_constant
 from onnxopt.graph.signature import Array
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -52,13 +53,47 @@ class Layout:
 
 def layout(layer: Node) -> Layout:
     """Conv has (M, C/g, ...), ConvTranspose (C, M/g, ...), MatMul and Gemm (K, N), with transB (N, K)."""
-    shape = tuple(layer.inputs[1].shape)
+    stored = stored_weight(layer)
+    shape = tuple(layer.inputs[1].shape if stored is None else stored.shape)
     if layer.op in ("Gemm", "MatMul"):
         transposed = layer.op == "Gemm" and layer.attrs.get("transB", 0)
         return Layout((1, *shape, 1), 1, 2) if transposed else Layout((1, *shape, 1), 2, 1)
     groups = layer.attrs.get("group", 1)
     view = (groups, shape[0] // groups, shape[1], int(np.prod(shape[2:])))
     return Layout(view, 1, 2) if layer.op == "Conv" else Layout(view, 2, 1)
+
+
+def stored_weight(layer: Node) -> Constant | None:
+    """The constant that holds the weight: the layer's own input, or what a DequantizeLinear makes it of; if any."""
+    tensor: Tensor = layer.inputs[1]
+    if is_constant(tensor):
+        return tensor
+    source = tensor.inputs[0] if tensor.inputs else None
+    if source is None or source.op != "DequantizeLinear" or not source.is_standard:
+        return None
+    integers: Tensor = source.inputs[0]
+    return integers if all(is_constant(t) or t.is_empty() for t in source.inputs) else None
+
+
+def weight(layer: Node) -> Array:
+    """The weight as the layer reads it, of a floating type. Raises ValueError where it is computed."""
+    stored = stored_weight(layer)
+    if stored is None:
+        raise ValueError(f"'{layer.name}' has weights that are not constant")
+    if stored is layer.inputs[1]:
+        return np.asarray(stored.values)
+    source = layer.inputs[1].inputs[0]
+    axis = int(source.attrs.get("axis", 1))
+    scale, *zero = (_along(t.values, stored.shape, axis) for t in source.inputs[1:] if not t.is_empty())
+    return np.asarray((stored.values.astype(scale.dtype) - (zero[0].astype(scale.dtype) if zero else 0)) * scale)
+
+
+def _along(parameter: Array, shape: Sequence[int], axis: int) -> Array:
+    """A scale or zero point, so that it broadcasts: one for all, for each index of the axis, or for blocks of them."""
+    if parameter.ndim == len(shape) > 1:
+        block = -(-shape[axis] // parameter.shape[axis])
+        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
+    return parameter.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
 
 
 def bias(layer: Node) -> Floats:

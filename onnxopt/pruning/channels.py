@@ -1,10 +1,10 @@
-"""Which channels to remove: layers that make channels, how much each channel matters, and how many may go."""
+"""Which channels to remove: layers that make channels, and how many of them may go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd
+from math import gcd
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +14,6 @@ from onnxopt.graph import layer as layers
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Labels
-from onnxopt.graph.layer import Floats, layout
 
 _Tensors: TypeAlias = Callable[[Node], Iterable[Tensor]]
 _SMALLEST_STEP = 4
@@ -27,13 +26,6 @@ class Producer:
     layer: Node
     axis: int
     classes: Labels
-
-    def norms(self, order: int) -> Floats:
-        """The norm (1 or 2) of the weights behind each channel, with mean 1."""
-        view = layout(self.layer)
-        weight = np.moveaxis(self.layer.inputs[1].values.reshape(view.shape), view.out, 1)
-        found = np.linalg.norm(weight.reshape(view.outputs, -1).astype(np.float64), order, axis=1)
-        return np.asarray(found / max(float(found.mean()), 1e-30))
 
 
 def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
@@ -48,32 +40,23 @@ def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
 
 def is_layer(node: Node) -> bool:
     """Is it a layer, and not the product of two computed tensors?"""
-    computed = sum(not is_constant(t) for t in node.inputs[:2])
-    return node.is_standard and node.op in layers.LAYERS and (computed == 1 or node.op != "MatMul")
+    if not node.is_standard or node.op not in layers.LAYERS:
+        return False
+    return node.op != "MatMul" or is_constant(node.inputs[0]) != (layers.stored_weight(node) is not None)
 
 
 def weight_fault(layer: Node) -> str:
     """Why its weights do not tell channels apart, to be read after its name; empty if they do."""
-    weight = layer.inputs[1]
-    if not is_constant(weight):
+    weight = layers.stored_weight(layer)
+    if weight is None:
         return "has weights that are not constant"
-    if weight.dtype not in (np.float16, np.float32, np.float64):
+    if weight is layer.inputs[1] and weight.dtype not in (np.float16, np.float32, np.float64):
         return f"has weights of type {weight.dtype}"
     return (
         "has weights that are not a matrix"
         if len(weight.shape) < 2 or (len(weight.shape) > 2 and layer.op == "MatMul")
         else ""
     )
-
-
-def scores(makers: Sequence[Producer], coupling: Coupling, order: int) -> Floats:
-    """By class: the mean norm over the channels that it has in all layers; NaN where no layer makes it."""
-    total, count = np.zeros(coupling.count + 1), np.zeros(coupling.count + 1)
-    for maker in makers:
-        np.add.at(total, maker.classes, maker.norms(order))
-        np.add.at(count, maker.classes, 1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total / count)
 
 
 def widths(makers: Sequence[Producer], coupling: Coupling) -> Labels:
@@ -93,8 +76,8 @@ def shared(makers: Sequence[Producer], coupling: Coupling) -> npt.NDArray[np.boo
     return np.asarray(count > 1)
 
 
-def kept(classes: int, width: int, ratio: float, align: int, channel_step: int) -> int:
-    """How many of ``classes`` stay, each ``width`` channels wide: the fewest that are at least ``1 - ratio`` of them.
+def step(classes: int, width: int, align: int, channel_step: int) -> int:
+    """What the number of classes that stay is a multiple of, where each is ``width`` channels wide.
 
     In channels it is a multiple of ``align``; with 0, of the power of two up to ``channel_step`` that is no more than
     a quarter of them, and at least 4: below that, ONNX Runtime's blocked kernels fall back to slow ones.
@@ -102,8 +85,7 @@ def kept(classes: int, width: int, ratio: float, align: int, channel_step: int) 
     if not align:
         quarter = max(_SMALLEST_STEP, classes * width // 4)
         align = min(channel_step, 1 << (quarter.bit_length() - 1))
-    step = align // gcd(align, width)
-    return min(classes, step * max(1, ceil(classes * (1 - ratio) / step - 1e-9)))
+    return align // gcd(align, width)
 
 
 def ends(graph: Graph) -> set[int]:
