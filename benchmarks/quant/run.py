@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+
 from environments import InstallError, python_of
+from reference import Reference, or_error
 from samples import prepare
-from scoring import Reference, quality, speed
+from scoring import quality
 from tables import document, one_model, summary
-from work import Limits, Tool, quantize
+from texts import write_json
+from work import Limits, Tool, make
 
 from onnxopt.runtime.machine import machine, versions
 
@@ -101,7 +105,8 @@ def _make(
         python = Path(sys.executable)
         if not tool.ours:
             python = python_of(tool.environment, environments[tool.environment], arguments.environments)
-        answer = quantize(tool, python, model, samples, file, limits)
+        adapter = HERE / "peers" / f"use_{tool.adapter}.py"
+        answer = make((python, adapter), tool.options, model, samples, file, limits)
     except InstallError as error:
         file.parent.mkdir(parents=True, exist_ok=True)
         answer = {"ok": False, "error": str(error)}
@@ -123,7 +128,7 @@ def _scored(
         if row["ok"]:
             row |= quality(reference, file)
             if arguments.timing and "sqnr_db" in row:
-                row |= speed(reference, file, arguments.timing)
+                row |= or_error(partial(reference.speed, file, arguments.timing))
         yield row
 
 
@@ -131,19 +136,9 @@ def _write(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> 
     """The results so far."""
     results = {"machine": machine(), "versions": versions(), "rows": rows}
     if arguments.json:
-        text = json.dumps(_plain(results), indent=1, allow_nan=False)
-        arguments.json.write_text(text, encoding="utf-8")
+        write_json(arguments.json, results)
     if arguments.docs:
         DOCUMENT.write_text(document(results), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """The same with words for the numbers that JSON has not: inf, -inf, nan."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxopt import load, open_dataset
-from onnxopt.check.quality import Comparison
+from reference import Reference, or_error
+
+from onnxopt import load
 from onnxopt.core.context import Context
 from onnxopt.graph.cost import PRODUCTS
 from onnxopt.graph.ir import Constant, Node, Tensor
 from onnxopt.graph.model import Model
-from onnxopt.graph.signature import Array, Feed
 from onnxopt.runtime.audit import INTEGER_KERNELS, audit
-from onnxopt.runtime.session import Session
-from onnxopt.runtime.timing import Timing, interleave
-
-_ROUNDS = 3
-
-
-class Reference:
-    """The float model and its answers. Samples go in one at a time, as at the batch size that is timed."""
-
-    def __init__(self, model: Path, samples: Path) -> None:
-        self.path = model
-        self.model = load(model)
-        self.dataset = open_dataset(samples, self.model.inputs)
-        self.feeds: list[Feed] = list(self.dataset.batches(1))
-
-    @cached_property
-    def answers(self) -> list[dict[str, Array]]:
-        session = Session(self.path)
-        return [session.run(feed) for feed in self.feeds]
 
 
 def quality(reference: Reference, candidate: Path) -> dict[str, Any]:
@@ -43,13 +22,7 @@ def quality(reference: Reference, candidate: Path) -> dict[str, Any]:
     """
 
     def measured() -> dict[str, Any]:
-        session = Session(candidate)
-        if missing := sorted(set(reference.answers[0]) - set(session.outputs)):
-            return {"error": f"the file has no output '{missing[0]}'"}
-        comparison = Comparison(reference.dataset.labels)
-        for feed, expected in zip(reference.feeds, reference.answers, strict=True):
-            comparison.add(feed, expected, session.run(feed))
-        found = comparison.result(reference.dataset.count)
+        found = reference.compare(candidate)
         model = load(candidate)
         executed = audit(model, shapes_of=Context(model, reference.dataset).shapes(model))
         return {
@@ -68,21 +41,7 @@ def quality(reference: Reference, candidate: Path) -> dict[str, Any]:
             "conversions": executed.conversions,
         }
 
-    return _or_error(measured)
-
-
-def speed(reference: Reference, candidate: Path, seconds: float) -> dict[str, Any]:
-    """Time over the float model's, both in turns in one process, at batch 1; ``seconds`` for all rounds together."""
-
-    def measured() -> dict[str, Any]:
-        rounds = []
-        for _ in range(_ROUNDS):
-            sessions = Session(reference.path), Session(candidate)
-            rounds.append(interleave(*sessions, reference.feeds[0], budget_s=seconds / _ROUNDS, min_pairs=3))
-        found = Timing.over(rounds)
-        return {"speed": found.speedup, "speed_low": found.speedup_low, "speed_high": found.speedup_high}
-
-    return _or_error(measured)
+    return or_error(measured)
 
 
 def quantized_share(model: Model) -> float | None:
@@ -120,11 +79,3 @@ def _source(tensor: Tensor) -> tuple[Constant | None, bool]:
 
 
 _CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity", "Cast", "Unsqueeze", "Squeeze")
-
-
-def _or_error(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return measure()
-    except Exception as error:  # the files of other tools may hold anything; what goes wrong is in the row
-        lines = str(error).splitlines() or [""]
-        return {"error": f"{type(error).__name__}: {lines[0][:200]}"}

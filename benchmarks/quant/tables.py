@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from texts import percent, table, versions
+
 Row = Mapping[str, Any]
 # A candidate counts as fully integer if it quantizes this much of the weights that the most thorough tool does.
 THOROUGH = 0.9
@@ -24,7 +26,7 @@ def document(results: Mapping[str, Any]) -> str:
         _SUMMARY,
         summary(rows),
         "## Versions",
-        _versions(results),
+        versions(rows),
     ]
     for model in dict.fromkeys(r["model"] for r in rows):
         parts += [f"## {model}", one_model([r for r in rows if r["model"] == model])]
@@ -48,13 +50,13 @@ def summary(rows: Sequence[Row]) -> str:
     """One line for each tool, over all models."""
     tools = list(dict.fromkeys(r["tool"] for r in rows))
     full = {(r["model"], r["tool"]): r["sqnr_db"] for r in contest(rows)}
-    table = []
+    lines = []
     for tool in tools:
         own = [r for r in rows if r["tool"] == tool]
         gaps = [gap for model, name in full if name == tool for gap in _gap(full, model, tool)]
         ahead = [full[m, "onnxopt"] - v for (m, t), v in full.items() if t == tool and (m, "onnxopt") in full]
         speeds = [r["speed"] for r in own if r.get("speed")]
-        table.append(
+        lines.append(
             [
                 tool,
                 f"{sum('sqnr_db' in r for r in own)} of {len(own)}",
@@ -68,7 +70,7 @@ def summary(rows: Sequence[Row]) -> str:
             ]
         )
     head = ("tool", "works", "contest", "best", "within 0.5 dB", "gap", "behind onnxopt", "speed", "slower")
-    return _table(head, table)
+    return table(head, lines)
 
 
 def contest(rows: Iterable[Row]) -> list[Row]:
@@ -82,37 +84,37 @@ def contest(rows: Iterable[Row]) -> list[Row]:
 
 def one_model(rows: Sequence[Row]) -> str:
     """One line for each tool; what failed says why."""
-    table = []
+    lines = []
     counted = {r["tool"] for r in contest(rows)}
     for row in rows:
         spent = [f"{row['seconds']:.1f}" if "seconds" in row else "", _megabytes(row)]
         if "sqnr_db" not in row:
             why = str(row.get("error", "")).replace("|", "/")
-            table.append([row["tool"], f"fails: {why}", *[""] * 6, *spent])
+            lines.append([row["tool"], f"fails: {why}", *[""] * 6, *spent])
             continue
         name = row["tool"] if row["tool"] in counted else f"({row['tool']})"
-        table.append(
+        lines.append(
             [
                 name,
                 f"{row['sqnr_db']:.1f}",
-                _percent(row["agreement"]),
-                _percent(row["accuracy"]),
-                _percent(row["integer_share"], 0),
+                percent(row["agreement"]),
+                percent(row["accuracy"]),
+                percent(row["integer_share"], 0),
                 str(row["conversions"]),
                 f"{row['speed']:.2f}" if "speed" in row else "",
-                _percent(row["bytes"] / row["bytes_float"], 0),
+                percent(row["bytes"] / row["bytes_float"], 0),
                 *spent,
             ]
         )
     float_accuracy = next((r["accuracy_float"] for r in rows if r.get("accuracy_float") is not None), None)
-    accuracy = "accuracy" if float_accuracy is None else f"accuracy (float {_percent(float_accuracy)})"
+    accuracy = "accuracy" if float_accuracy is None else f"accuracy (float {percent(float_accuracy)})"
     head = ("tool", "SQNR, dB", "agreement", accuracy, "integer MACs", "conversions", "speed", "size", "s", "MB")
     note = (
         ""
         if len(counted) == len(rows)
         else "\n\nIn brackets: leaves more weights float than others do, or is far slower than the float model."
     )
-    return _table(head, table) + note
+    return table(head, lines) + note
 
 
 def _gap(full: Mapping[tuple[str, str], float], model: str, tool: str) -> list[float]:
@@ -125,26 +127,9 @@ def _best(full: Mapping[tuple[str, str], float], model: str) -> float:
     return max(v for (m, _), v in full.items() if m == model)
 
 
-def _versions(results: Mapping[str, Any]) -> str:
-    found: dict[str, str] = {}
-    for row in results["rows"]:
-        if row.get("versions"):
-            found[row["tool"]] = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
-    return _table(("tool", "versions"), [[k, v] for k, v in found.items()])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _mean(values: Sequence[float]) -> str:
     finite = [v for v in values if math.isfinite(v)]
     return f"{sum(finite) / len(finite):+.1f}" if finite else ""
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _megabytes(row: Row) -> str:

@@ -9,15 +9,17 @@ import pytest
 
 from onnxopt.graph.signature import TensorSpec
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "quant"
+ROOT = Path(__file__).parents[2] / "benchmarks"
+FOLDER = ROOT / "quant"
 
 
 @pytest.fixture
 def module(monkeypatch):
     """Import one of the benchmark's modules as its scripts do."""
+    monkeypatch.syspath_prepend(ROOT / "common")
     monkeypatch.syspath_prepend(FOLDER)
     yield import_module
-    for name in ("samples", "tables"):
+    for name in ("samples", "tables", "texts"):
         sys.modules.pop(name, None)
 
 

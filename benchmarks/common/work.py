@@ -6,18 +6,18 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).parent / "peers"
+_SHARED = Path(__file__).parent / "peers"
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A row: its name, its environment ("" for this one), the adapter, and what the adapter gets."""
+    """A row: its name, its environment ("" for this one), the adapter's script, and what the adapter gets."""
 
     name: str
     environment: str
@@ -41,16 +41,21 @@ class Limits:
     memory_bytes: int
 
 
-def quantize(tool: Tool, python: Path, model: Path, samples: Path, output: Path, limits: Limits) -> dict[str, Any]:
-    """What the adapter answered (see peers/adapter.py). A file at ``output`` is there if and only if ``ok``."""
+def make(
+    command: Sequence[str | Path], options: Mapping[str, Any], model: Path, samples: Path, output: Path, limits: Limits
+) -> dict[str, Any]:
+    """What the adapter answered (see peers/adapter.py). A file at ``output`` is there if and only if ``ok``.
+
+    ``command`` is the interpreter and the adapter's script.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    request = json.dumps({"options": dict(tool.options), "memory_bytes": limits.memory_bytes})
+    request = json.dumps({"options": dict(options), "memory_bytes": limits.memory_bytes})
     with tempfile.TemporaryDirectory(prefix="onnxopt-peer-") as folder:  # tools leave files where they work
         made = Path(folder) / "made" / "model.onnx"
         made.parent.mkdir()
-        paths = (PEERS / f"use_{tool.adapter}.py", model.resolve(), samples.resolve(), made)
-        answer = _answer([str(python), *map(str, paths), request], folder, limits.seconds)
+        paths = (*command, model.resolve(), samples.resolve(), made)
+        answer = _answer([*map(str, paths), request], folder, limits.seconds)
         if answer["ok"] and not made.is_file():
             answer |= {"ok": False, "error": "the tool wrote no file"}
         if answer["ok"]:
@@ -59,7 +64,8 @@ def quantize(tool: Tool, python: Path, model: Path, samples: Path, output: Path,
 
 
 def _answer(command: list[str], folder: str, seconds: float) -> dict[str, Any]:
-    environment = os.environ | _ONE_THREAD | {"TMPDIR": folder}
+    paths = os.pathsep.join(filter(None, (str(_SHARED), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | _ONE_THREAD | {"TMPDIR": folder, "PYTHONPATH": paths}
     try:
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL

@@ -3,7 +3,8 @@
     python use_TOOL.py MODEL SAMPLES.npz OUTPUT OPTIONS
 
 OPTIONS is JSON. The last line printed is JSON: ``ok``, ``seconds`` and ``peak_bytes`` of the tool's own work (imports
-not counted in the seconds), ``versions``, ``notes``; or ``error``, one line. Needs Python 3.10, numpy and onnx.
+not counted in the seconds), ``versions``, ``notes``, and what else the adapter has to tell; or ``error``, one line.
+Needs Python 3.10, numpy, onnx and onnxruntime.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,18 @@ _PER_CHANNEL_OPSET = 13
 
 
 class Request:
-    """One model to quantize.
+    """One model to work on.
 
     ``source`` is its path; ``model`` as well, but upgraded to an opset that knows scales per channel where it is older.
-    ``samples`` is the file of calibration samples; ``options`` are the row's; ``notes`` end up beside the figures.
+    ``samples`` is the file of calibration samples; ``options`` are the row's; ``notes`` and ``figures`` end up in the
+    answer.
     """
 
     def __init__(self, model: Path, samples: Path, output: Path, options: dict[str, Any]) -> None:
         self.source, self.samples, self.output = model, samples, output
         self.options = options
         self.notes: list[str] = []
-        self.model = self._upgraded(model)
+        self.figures: dict[str, float] = {}
         with np.load(samples, allow_pickle=False) as arrays:
             self._arrays = {name: arrays[name] for name in arrays.files if name != "labels"}
         graph = onnx.load(model, load_external_data=False).graph
@@ -57,7 +60,9 @@ class Request:
             chosen = start if self._whole else slice(start, start + self._batch)
             yield {name: np.ascontiguousarray(array[chosen]) for name, array in self._arrays.items()}
 
-    def _upgraded(self, path: Path) -> Path:
+    @cached_property
+    def model(self) -> Path:
+        path = self.source
         model = onnx.load(path)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         if opset >= _PER_CHANNEL_OPSET:
@@ -92,7 +97,7 @@ class Reader:
         return sum(1 for _ in self._request.feeds())
 
 
-def run(quantize: Callable[[Request], None], package: str) -> None:
+def run(work: Callable[[Request], None], package: str) -> None:
     """Do what the command line asks with a tool, and report. The tool must write to ``request.output``."""
     model, samples, output, options = sys.argv[1:]
     answer: dict[str, Any] = {"ok": False, "versions": _versions(package)}
@@ -104,8 +109,9 @@ def run(quantize: Callable[[Request], None], package: str) -> None:
         request = Request(Path(model), Path(samples), Path(output), limits["options"])
         answer["start_bytes"] = _peak_bytes()
         started = time.perf_counter()
-        quantize(request)
+        work(request)
         answer["seconds"] = time.perf_counter() - started
+        answer |= request.figures
         answer["ok"] = True
     except BaseException as error:  # tools also call sys.exit
         answer["error"] = first_line(error)
