@@ -9,9 +9,8 @@ wherever they are summed over. Then the layers behind it are solved anew on cali
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -28,13 +27,14 @@ from onnxopt.graph.model import Model
 from onnxopt.pruning import budget, channels, groups
 from onnxopt.pruning.budget import Budget, Quantity
 from onnxopt.pruning.criteria import Criterion
+from onnxopt.pruning.groups import Group
 from onnxopt.pruning.plan import Plan, Planner, Settings
 from onnxopt.pruning.repair import Place, Repaired, repair
 
 _PROOF_SAMPLES = 8
 _RATIO = 0.3
 _QUANTITIES: tuple[Quantity, ...] = ("macs", "params", "size", "latency")
-_BODY = "lies in the body of an If, Loop or Scan"
+_WHEN = ("before", "after")
 _Masks = dict[int, npt.NDArray[np.bool_]]
 
 
@@ -99,44 +99,97 @@ class Prune(Pass):
             samples=self.samples,
         )
 
+    def needs(self) -> tuple[str, ...]:
+        """For bn-gamma, the normalisations must not be folded before."""
+        return ("inline-functions", "fold-constants") if self.criterion == "bn-gamma" else self.prepare
+
     def run(self, model: Model, context: Context) -> PassResult:
         planner = Planner(model, context, self._settings())
-        original = model.clone()
-        stays: Masks = {}
-        plans, proofs, repaired = [], [], []
+        original, names = model.clone(), [label(n) for n in model.nodes() if channels.is_layer(n)]
+        stays: _Masks = {}
+        plans: list[Plan] = []
+        tied: list[Group] = []
+        proofs: list[float] = []
+        repaired: list[Repaired] = []
         for i in range(self.steps):
             plan = planner.plan(model, (i + 1) / self.steps)
             plans.append(plan)
-            if not len(plan.classes):
-                continue
+            tied = tied or groups.groups(model, plan.coupling, plan.makers)
+            if not i:
+                frozen = groups.frozen(model, plan.coupling, plan.makers)
             cut = Cut(plan.coupling, plan.classes)
             places = _places(plan, cut, stays)
+            if not len(plan.classes):
+                continue
             masked = cut.masked(model)
             cut.apply(model)
             proofs.append(_prove(model, masked, context))
             if self.repair:
                 repaired = repair(model, original, places, context, self.samples)
-        names = [label(n) for n in original.nodes() if channels.is_layer(n)]
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
-        skips += _skips(original, plans[0], stays, self.repair)
-        figures = _groups(original, plans[0], stays) | ({"curve": plans[-1].curve} if plans[-1].curve else {})
-        if proofs:
-            figures["proof"] = max(proofs)
-        if repaired:
+        skips += _skips(model, plans[-1], stays)
+        if not proofs:
+            return PassResult(0, skips, {"frozen": [asdict(f) for f in frozen]})
+        makers = [m.layer for m in plans[-1].makers]
+        kept = {label(m): [len(stays[id(m)]), int(stays[id(m)].sum())] for m in makers}
+        figures: dict[str, Figure] = {
+            "channels": {name: count for name, count in kept.items() if count[0] != count[1]},
+            "groups": [asdict(g) | {"kept": kept.get(g.makers[0], [0, 0])[1]} for g in tied],
+            "frozen": [asdict(f) for f in frozen],
+            "proof": max(proofs),
+        }
+        if plans[-1].curve:
+            figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
+        if self.repair:
+            skips += tuple(Skip(label(m), f"not repaired: it {fault}") for m in makers if (fault := unrolled.fault(m)))
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
         return PassResult(sum(len(p.classes) for p in plans), skips, figures)
 
 
-def _places(plan: Plan, cut: Cut, stays: Masks) -> list[Place]:
-    """The layers after a cut, by which outputs of the original they still have; ``stays`` is brought up to date."""
+def _places(plan: Plan, cut: Cut, stays: _Masks) -> list[Place]:
+    """The layers behind a cut, and which outputs of the original they still have: ``stays``, brought up to date."""
     shortened = cut.shortened()
     found = []
     for m in plan.makers:
         now = cut.output(m.layer, m.axis)
-        before = stays.setdefault(id(m.layer), np.ones(len(now), bool))
-        before[before] = now
-        found.append(Place(m.layer, before, id(m.layer) in shortened))
+        mask = stays.setdefault(id(m.layer), np.ones(len(now), bool))
+        mask[mask] = now
+        found.append(Place(m.layer, mask, id(m.layer) in shortened))
     return found
 
 
-def _skips(
+def _skips(model: Model, plan: Plan, stays: _Masks) -> tuple[Skip, ...]:
+    """The layers of which nothing goes, and why."""
+    judged, outer = {id(m.layer) for m in plan.makers}, {id(n) for n in model.graph.nodes}
+    others = [n for n in model.nodes() if channels.is_layer(n) and id(n) not in judged]
+    found = [Skip(label(n), f"it {channels.weight_fault(n)}" if id(n) in outer else groups.BODY) for n in others]
+    for m in plan.makers:
+        if stays[id(m.layer)].all():
+            why = next((plan.held[c] for c in m.classes.tolist() if c in plan.held), "")
+            found.append(Skip(label(m.layer), why or f"its channels stay: {plan.coupling.why_frozen(m.layer, m.axis)}"))
+    return tuple(found)
+
+
+def _repairs(repaired: Sequence[Repaired], samples: int) -> dict[str, Figure]:
+    mean = {when: float(np.mean([getattr(r, when) for r in repaired])) if repaired else None for when in _WHEN}
+    return {
+        "samples": samples,
+        "repaired": [asdict(r) for r in repaired],
+        "error_before_repair": mean["before"],
+        "error_after_repair": mean["after"],
+    }
+
+
+def _prove(model: Model, masked: Model, context: Context) -> float:
+    """How far the outputs lie from those of the masked model, the worst of them.
+
+    Raises PassError for more than rounding explains.
+    """
+    reference = Reference(masked, context, _PROOF_SAMPLES)
+    found = reference.deviations(model)
+    for name in reference.beyond_rounding(found):
+        raise PassError(
+            f"removing channels changes output '{name}' by {found[name]:.2g} of its range where zeros in their place "
+            "do not; leave prune out, and report it as a bug"
+        )
+    return max(found.values(), default=0.0)

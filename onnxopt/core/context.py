@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from onnxopt.data.calibration import Calibration, calibrate
 from onnxopt.graph import shapes
-from onnxopt.graph.signature import Array
+from onnxopt.graph.signature import Array, Feed, TensorSpec
 from onnxopt.progress import Track, silent
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
@@ -87,19 +88,42 @@ class Context:
             yield session.run(feed)
 
     def shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the main graph as one sample makes it: inferred if possible, else by a run."""
+        """The shape of every tensor as one sample makes it: inferred if possible, else, outside bodies, by a run.
+
+        Tensors whose rank is not the same for all samples that were run have none.
+        """
         feed = next(iter(self.dataset.batches(1, stop=1)))
-        known = {
-            name: tuple(d for d in shape if isinstance(d, int))
-            for name, shape in shapes.infer(model, feed).items()
-            if all(isinstance(d, int) for d in shape)
-        }
+        known = _sized(shapes.specs(model, feed))
         names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in known]
         if names:
-            values = Session(model, outputs=names, optimize=False).run(feed)
-            known |= {name: value.shape for name, value in values.items() if isinstance(value, np.ndarray)}
-        return known
+            known |= self._observed(model, names, feed)
+        before = -1
+        while any(True for node in model.graph.nodes for _ in node.bodies()) and len(known) > before:
+            before = len(known)  # each turn gets further into bodies
+            known = _sized(shapes.specs(model, feed, known)) | known
+        return {name: _sizes(spec) for name, spec in known.items()} | {
+            c.name: tuple(c.shape) for c in model.constants()
+        }
 
-    def free_axes(self, model: Model) -> dict[str, tuple[bool, ...]]:
-        """For every tensor whose rank is known without running: which of its axes have no fixed size."""
-        return {name: tuple(not isinstance(d, int) for d in shape) for name, shape in shapes.infer(model).items()}
+    def _observed(self, model: Model, names: Sequence[str], feed: Feed) -> dict[str, TensorSpec]:
+        session = Session(model, outputs=names, optimize=False)
+        values, *others = (session.run(f) for f in (feed, *self.dataset.batches(2, start=1, stop=3)))
+        return {
+            name: TensorSpec(name, value.dtype, value.shape)
+            for name, value in values.items()
+            if isinstance(value, np.ndarray) and all(np.ndim(other[name]) == value.ndim for other in others)
+        }
+
+    def free_axes(self, model: Model) -> dict[str, Iterable[bool]]:
+        """For every tensor: which axes have no fixed size; where not even the rank has one, all of them."""
+        found: dict[str, Iterable[bool]] = dict.fromkeys(model.variables(), repeat(True))
+        return found | {name: [not isinstance(d, int) for d in shape] for name, shape in shapes.infer(model).items()}
+
+
+def _sized(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Those of which every size is known."""
+    return {k: v for k, v in specs.items() if v.shape is not None and all(isinstance(d, int) for d in v.shape)}
+
+
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(d for d in spec.shape or () if isinstance(d, int))

@@ -1,6 +1,7 @@
 """What a cut corrects beside the constants it compresses: numbers that operators spell out, and factors.
 
-A correction sees the node as it was, constants included, and what stays; it may give the node other inputs.
+A correction sees the node as it was, constants included, and what stays; it may give the node other inputs,
+and gives back the nodes that are to stand before it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from onnxopt.graph.cutting import Cut
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Correction: TypeAlias = "Callable[[Model, Node, Cut], None]"
+Correction: TypeAlias = "Callable[[Model, Node, Cut], list[Node] | None]"
 
 
 def _group(model: Model, node: Node, cut: Cut) -> None:
@@ -38,12 +39,12 @@ def _split(model: Model, node: Node, cut: Cut) -> None:
     parameters.write(model, node, 1, "split", [int(s.sum()) for s in stays], as_input=model.opset >= 13)
 
 
-def _slice(model: Model, node: Node, cut: Cut) -> None:
+def _slice(model: Model, node: Node, cut: Cut) -> list[Node]:
     """Bounds in steps of one move; others become a Gather, since what is left need not lie at even distances."""
     rank = cut.coupling.rank(node.inputs[0])
     taken = parameters.slices(node, rank) or {}
     bounds = [parameters.read(node, i, name) or [] for i, name in ((1, "starts"), (2, "ends"))]
-    changed = False
+    changed, gathers = False, []
     for at, (axis, part) in enumerate(taken.items()):
         before = cut.input(node, 0, axis)
         if part is None or before.all():
@@ -54,22 +55,23 @@ def _slice(model: Model, node: Node, cut: Cut) -> None:
             bounds[0][at], bounds[1][at] = int(before[:start].sum()), int(before[: max(start, end)].sum())
         else:
             picked = np.arange(len(before))[part]
-            _gather_before(model, node, axis, _new_places(before)[picked[before[picked]]])
+            gathers.append(_gather_before(model, node, axis, _new_places(before)[picked[before[picked]]]))
             bounds[0][at], bounds[1][at] = 0, len(before)
             steps = [1 if k == axis or s is None else s.step for k, s in taken.items()]
             parameters.write(model, node, 4, "steps", steps)
     if changed:
         parameters.write(model, node, 1, "starts", bounds[0])
         parameters.write(model, node, 2, "ends", bounds[1])
+    return gathers
 
 
-def _gather_before(model: Model, node: Node, axis: int, places: Labels) -> None:
+def _gather_before(model: Model, node: Node, axis: int, places: Labels) -> Node:
     x = node.inputs[0]
     y = Variable(model.fresh_name(f"{x.name}_picked"), x.dtype)
     indices = model.constant(f"{node.name}_indices", places.astype(np.int64))
     gather = Node("Gather", model.fresh_name(f"{node.name}_gather"), [x, indices], [y], {"axis": axis})
-    model.graph.nodes.append(gather)
     node.inputs[0] = y
+    return gather
 
 
 def _gather(model: Model, node: Node, cut: Cut) -> None:

@@ -3,7 +3,7 @@
 Every index of every axis of every tensor carries a label; operators state which labels are equal (``coupling_rules``,
 ``coupling_moves``), and the connected components of those statements are the classes: a class is removed whole or not
 at all. Class 0 is what stays: the model's boundary, axes that a rule does not speak for, operators without a rule, axes
-without a fixed size, tensors that the body of an If, Loop or Scan reads.
+without a fixed size. The bodies of If, Loop and Scan take part, and what they capture is the outer tensor.
 
 Constants of rank 0 and 1 (biases, scales) are labelled anew for each use, because equal vectors of unrelated layers are
 often stored once; matrices and kernels once for all uses, so that shared weights stay shared.
@@ -11,37 +11,37 @@ often stored once; matrices and kernels once for all uses, so that shared weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph import coupling_moves, coupling_rules, dims
+from onnxopt.graph import coupling_bodies, coupling_moves, coupling_rules, dims
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Contraction, Fold, Labels, Operand, Rule, Site, Statements
 from onnxopt.graph.model import Model
 
-_RULES: Mapping[str, Rule] = coupling_rules.rules | coupling_moves.rules
+_RULES: Mapping[str, Rule] = coupling_rules.rules | coupling_moves.rules | coupling_bodies.rules
 _Key: TypeAlias = tuple[int, int]
 
 
 class Coupling:
-    """The classes of a model's main graph, numbered from 1 to ``count``.
+    """The classes of a model, numbered from 1 to ``count``.
 
     Where an axis is folded into several, as into heads and their width, one of these can be cut: ``fold`` says which, the
     longest, the outermost or the innermost.
 
     ``shapes`` are observed shapes of its tensors by name; a tensor without one freezes the nodes around it. ``free``
-    says by name which axes have no fixed size. ``rules`` say what goes together at each operator. Changes to the model
-    make it stale.
+    says by name which axes have no fixed size. ``rules`` say what goes together at each operator; bodies of an operator
+    that has none are left alone, with all that they read. Changes to the model make it stale.
     """
 
     def __init__(
         self,
         model: Model,
         shapes: Mapping[str, tuple[int, ...]],
-        free: Mapping[str, tuple[bool, ...]],
+        free: Mapping[str, Iterable[bool]],
         rules: Mapping[str, Rule] = _RULES,
         *,
         fold: Fold = "longest",
@@ -49,20 +49,16 @@ class Coupling:
         self._rules = rules
         self._opset = model.opset
         self._shapes = shapes
+        self._free = free
         self._first: dict[_Key, tuple[int, ...]] = {}
         self._said = Statements()
-        self._traced = dims.trace(model.graph.nodes, shapes)
-        for node in model.graph.nodes:
-            self._state(node)
-            for tensor in node.outputs:
-                self._said.free += self._axes(tensor, free.get(tensor.name, ()))
-            for body in node.bodies():
-                self._freeze_captured(body, f"the body of {node.op} '{node.name}' reads them")
+        self._said.freeze(np.zeros(1, np.intp), "they lie in a body that is not followed")
+        self._traced = dims.trace(self._followed(model.graph), shapes)
+        self._walk(model.graph)
         self._freeze_boundary(model.graph)
         self._said.decide(fold)
         self._component, self._reason = self._said.solve()
         movable = self._reason < 0
-        movable[self._component[0]] = False
         self.count = int(movable.sum())
         self._class: Labels = np.where(movable, np.cumsum(movable), 0)[self._component]
 
@@ -71,13 +67,17 @@ class Coupling:
         """Every place where channels end in a sum."""
         return self._said.contractions
 
-    def input(self, node: Node, slot: int, axis: int) -> Labels:
-        """The class of every index along an axis of an input of a node."""
-        return self._class[self._labels(node, slot, node.inputs[slot], axis)]
+    def input(self, node: Node | Graph, slot: int, axis: int) -> Labels:
+        """The class of every index along an axis of what a node reads, or a body gives back."""
+        return self._class[
+            self._labels(node, slot, (node.inputs if isinstance(node, Node) else node.outputs)[slot], axis)
+        ]
 
-    def output(self, node: Node, axis: int, slot: int = 0) -> Labels:
-        """The class of every index along an axis of an output of a node."""
-        return self._class[self._labels(node, slot, node.outputs[slot], axis)]
+    def output(self, node: Node | Graph, axis: int, slot: int = 0) -> Labels:
+        """The class of every index along an axis of what a node makes, or a body is given."""
+        return self._class[
+            self._labels(node, slot, (node.outputs if isinstance(node, Node) else node.inputs)[slot], axis)
+        ]
 
     def why_frozen(self, node: Node, axis: int) -> str:
         """What holds the first index that stays along an axis of an output, in words; empty when none does."""
@@ -112,15 +112,47 @@ class Coupling:
         found = np.split(order + 1, np.flatnonzero(np.diff(block[order])) + 1)
         return sorted((b for b in found if len(b)), key=lambda b: int(b[0]))
 
+    def _follows(self, node: Node) -> bool:
+        """Do the bodies of this node take part?"""
+        return node.kind in self._rules
+
+    def _followed(self, graph: Graph) -> Iterator[Node]:
+        """Every node, each after those of its bodies."""
+        for node in graph.nodes:
+            for body in node.bodies() if self._follows(node) else ():
+                yield from self._followed(body)
+            yield node
+
+    def _walk(self, graph: Graph) -> None:
+        for node in graph.nodes:
+            for body in node.bodies():
+                if self._follows(node):
+                    self._enter(body, node)
+                else:
+                    self._freeze_captured(body, f"the body of {node.op} '{node.name}' reads them")
+            self._state(node)
+            self._note_free(node.outputs)
+
+    def _enter(self, body: Graph, node: Node) -> None:
+        for slot, tensor in enumerate(body.inputs):
+            self._operand(body, slot, tensor)
+        self._note_free(body.inputs)
+        self._walk(body)
+        for tensor in body.outputs:
+            self._freeze_sizes(tensor, f"the body of {node.op} '{node.name}' gives their number back")
+
     def _state(self, node: Node) -> None:
         """Apply the node's rule, and freeze what it did not speak for."""
-        inputs = [self._operand(node, slot, t) for slot, t in enumerate(node.inputs)]
-        outputs = [self._operand(node, slot, t) for slot, t in enumerate(node.outputs)]
-        known = [o for o in (*inputs, *outputs) if o is not None]
-        whole = len(known) == sum(not t.is_empty() for t in (*node.inputs, *node.outputs))
-        made = [o for o in outputs if o is not None]
-        site = Site(node, inputs, made, self._opset, self._axis_of, self._numbers, self._said)
-        why = _applied(self._rules, site, known) if whole else "has a tensor of unknown shape"
+        inputs, outputs = self._operands(node, node.inputs), self._operands(node, node.outputs)
+        bodies = {id(b): self._boundary(b) for b in node.bodies()} if self._follows(node) else {}
+        tensors = zip((*node.inputs, *node.outputs), (*inputs, *outputs), strict=True)
+        missing = any(o is None and not t.is_empty() for t, o in tensors)
+        around = (*inputs, *outputs, *(o for sides in bodies.values() for side in sides for o in side))
+        known, made = [o for o in around if o is not None], [o for o in outputs if o is not None]
+        site = Site(
+            node, inputs, made, self._opset, self._axis_of, self._numbers, lambda body: bodies[id(body)], self._said
+        )
+        why = _applied(self._rules, site, known) if bodies or not missing else "has a tensor of unknown shape"
         for operand in known:
             for k in set(range(operand.rank)) - operand.spoken:
                 self._said.freeze(operand[k], f"{node.kind} '{site.name}' {why}")
@@ -128,6 +160,16 @@ class Coupling:
             taken = coupling_moves.TAKES_SIZES.get(node.op, ())
             for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
                 self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with their number")
+
+    def _boundary(self, body: Graph) -> tuple[list[Operand | None], list[Operand | None]]:
+        return self._operands(body, body.inputs), self._operands(body, body.outputs)
+
+    def _operands(self, node: Node | Graph, tensors: Sequence[Tensor]) -> list[Operand | None]:
+        return [self._operand(node, slot, tensor) for slot, tensor in enumerate(tensors)]
+
+    def _note_free(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._said.free += self._axes(tensor, self._free.get(tensor.name, ()))
 
     def _axes(self, tensor: Tensor, which: Iterable[bool]) -> list[Labels]:
         """The labels of those axes of a tensor that are asked for."""
@@ -155,7 +197,7 @@ class Coupling:
             for tensor in tensors:
                 self._freeze_tensor(tensor, f"'{tensor.name}' is {what} of the model")
 
-    def _operand(self, node: Node, slot: int, tensor: Tensor) -> Operand | None:
+    def _operand(self, node: Node | Graph, slot: int, tensor: Tensor) -> Operand | None:
         shape = None if tensor.is_empty() else self._shape(tensor)
         if shape is None:
             return None
@@ -168,9 +210,11 @@ class Coupling:
                 self._said.fixed += [np.arange(start, start + n) for start, n in ranges if n > 1]
         return Operand(tensor, slot, shape, self._first[key])
 
-    def _labels(self, node: Node, slot: int, tensor: Tensor, axis: int) -> Labels:
-        operand = self._operand(node, slot, tensor)
-        return np.zeros(0, np.intp) if operand is None else operand[axis]
+    def _labels(self, node: Node | Graph, slot: int, tensor: Tensor, axis: int) -> Labels:
+        shape, first = self._shape(tensor), self._first.get(_key(node, slot, tensor))
+        if shape is None or first is None:
+            return np.zeros(0 if shape is None else shape[axis], np.intp)
+        return Operand(tensor, slot, shape, first)[axis]
 
     def _axis_of(self, size: dims.Size) -> Labels:
         start, n = self._first[id(size.tensor), -1][size.axis], self._shapes[size.tensor.name][size.axis]
@@ -197,6 +241,15 @@ def _applied(rules: Mapping[str, Rule], site: Site, operands: Iterable[Operand])
     return "needs them all"
 
 
-def _key(node: Node, slot: int, tensor: Tensor) -> _Key:
+def _read(node: Node | Graph) -> list[Tensor]:
+    """A body is to its surroundings what they are to it: it reads what it gives back."""
+    return list(node.inputs if isinstance(node, Node) else node.outputs)
+
+
+def _made(node: Node | Graph) -> list[Tensor]:
+    return list(node.outputs if isinstance(node, Node) else node.inputs)
+
+
+def _key(node: Node | Graph, slot: int, tensor: Tensor) -> _Key:
     """Where a tensor's labels are kept: by tensor, or by use for small constants."""
     return (id(node), slot) if is_constant(tensor) and len(tensor.shape) < 2 else (id(tensor), -1)

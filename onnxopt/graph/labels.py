@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxopt.graph import dims
-from onnxopt.graph.ir import Node, Tensor, is_constant
+from onnxopt.graph.ir import Graph, Node, Tensor, is_constant
 from onnxopt.graph.signature import Array
 
 _ROUNDS = 8
@@ -172,7 +172,8 @@ class Operand:
 class Site:
     """One node as its rule sees it. ``inputs`` holds None for an input that is left out.
 
-    ``axis_of`` gives the labels of an axis whose length is read somewhere, ``known_numbers`` what a tensor holds.
+    ``axis_of`` gives the labels of an axis whose length is read somewhere, ``known_numbers`` what a tensor holds,
+    ``within`` what a body of the node is given and what it makes.
     """
 
     node: Node
@@ -181,6 +182,7 @@ class Site:
     opset: int
     axis_of: Callable[[dims.Size], Labels]
     known_numbers: Callable[[Tensor], dims.Entries | None]
+    within: Callable[[Graph], tuple[list[Operand | None], list[Operand | None]]]
     statements: Statements
 
     @property

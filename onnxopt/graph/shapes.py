@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -19,15 +19,19 @@ def infer(model: Model, feed: Feed | None = None) -> Shapes:
     return found | {c.name: tuple(c.shape) for c in model.constants()}
 
 
-def specs(model: Model, feed: Feed | None = None) -> dict[str, TensorSpec]:
+def specs(
+    model: Model, feed: Feed | None = None, observed: Mapping[str, TensorSpec] | None = None
+) -> dict[str, TensorSpec]:
     """Types and shapes of tensors, bodies included, as ONNX's own inference finds them.
 
     A free dimension is a name or None. What the file says of inner tensors is believed. With a ``feed``, the shapes
-    that it leads to. Tensors that inference says nothing of are missing: running one sample tells the rest.
+    that it leads to; ``observed`` are then such as are known from a run, and the first turn of a Loop is looked at.
+    Tensors that inference says nothing of are missing: running one sample tells the rest.
     """
     skeleton = model.skeleton()
     if feed is not None:
         _fix(skeleton.graph, feed)
+        _pin(skeleton.graph, observed or {})
     return _inferred(skeleton)
 
 
@@ -93,6 +97,28 @@ def _fix(graph: onnx.GraphProto, feed: Feed) -> None:
     for value in graph.output:
         _forget_shape(value)
     del graph.value_info[:]
+
+
+def _pin(main: onnx.GraphProto, observed: Mapping[str, TensorSpec]) -> None:
+    """Write down what is known of inner tensors, and give the bodies of Loops what they carry at first.
+
+    ONNX's inference does not, because it may have another shape in later turns.
+    """
+    made = {name for node in main.node for name in node.output} - {value.name for value in main.output}
+    for name in made & observed.keys():
+        spec = observed[name]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(spec.dtype)
+        main.value_info.append(onnx.helper.make_tensor_value_info(name, kind, spec.shape))
+    for node in (n for graph in _graphs(main) for n in graph.node if n.op_type == "Loop"):
+        for body in (a.g for a in node.attribute if a.name == "body"):
+            for value, name in zip(body.input[2:], node.input[2:], strict=True):
+                if name in observed and value.type.HasField("tensor_type"):
+                    _forget_shape(value)
+                    value.type.tensor_type.shape.SetInParent()
+                    for size in observed[name].shape or ():
+                        value.type.tensor_type.shape.dim.add(dim_value=size)
+            for value in body.output:
+                _forget_shape(value)
 
 
 def _forget_shape(value: onnx.ValueInfoProto) -> None:

@@ -29,9 +29,11 @@ class Producer:
 
 
 def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
-    """The layers of a graph that have weights to judge channels by."""
+    """The layers of a graph and its bodies that have weights to judge channels by."""
     found = []
     for node in graph.nodes:
+        for body in node.bodies():
+            found += producers(body, coupling)
         if is_layer(node) and not weight_fault(node):
             axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
             found.append(Producer(node, axis, coupling.output(node, axis)))

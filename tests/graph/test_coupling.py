@@ -346,19 +346,6 @@ def test_a_form_that_a_rule_does_not_know_is_frozen(net: Any) -> None:
     )
 
 
-def test_what_the_body_of_an_if_reads_is_frozen(net: Any) -> None:
-    n = net(4, 3, 8, 8)
-    x = n.conv("x", 3, 12)
-    bodies = []
-    for name, op in (("then", "Relu"), ("else", "Neg")):
-        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        bodies.append(helper.make_graph([helper.make_node(op, [x], [name], name=name)], name, [], [made]))
-    n.op("If", n.constant(True, bool), then_branch=bodies[0], else_branch=bodies[1])
-    coupling = of(model := Model.from_proto(n.model(n.conv(x, 12, 3))))
-    assert coupling.count == 0
-    assert coupling.why_frozen(model.graph.nodes[0], 1) == "the body of If 'If1' reads them"
-
-
 def test_free_axes_are_frozen(net: Any) -> None:
     n = net("N", 6, "T")
     model = Model.from_proto(n.model(n.op("MatMul", n.normal(3, 6), n.op("Relu", "x"))))
