@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "core": {"report", "data", "runtime", "graph", "numerics"},
     "quantization": {"core", "data", "runtime", "graph", "numerics"},
     "pruning": {"core", "data", "runtime", "graph", "numerics"},
-    "check": {"core", "report", "data", "runtime", "graph", "numerics"},
+    "check": {"pruning", "core", "report", "data", "runtime", "graph", "numerics"},
     "passes": {"quantization", "pruning", "core", "data", "runtime", "graph", "numerics"},
     "cli": {"job", "check", "quantization", "core", "report", "data", "runtime", "graph", "numerics", ""},
 }

@@ -12,10 +12,12 @@ from onnxopt.cli.output import Output
 
 @click.command()
 @click.argument("model", type=FILE)
+@click.option("--coupling", is_flag=True, help="Show which channels go together, and what holds others; try no pass.")
 @data_options
 @output_options
 def inspect(
     model: Path,
+    coupling: bool,
     data: str | None,
     preprocess: str | None,
     samples: int | None,
@@ -32,6 +34,7 @@ def inspect(
     \b
     onnxopt inspect model.onnx
     onnxopt inspect model.onnx --data calib.npz --verbose
+    onnxopt inspect model.onnx --coupling
     """
     from onnxopt.check.inspect import inspect as look
     from onnxopt.graph.io import load
@@ -44,7 +47,7 @@ def inspect(
     check_places([model], source.files, report=report, log_file=log_file)
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         loaded = load(model, allow_external_root)
-        found = look(loaded, source.open_one(data, loaded), track=out.track)
+        found = look(loaded, source.open_one(data, loaded), coupling=coupling, track=out.track)
         if report is not None:
             write_inspection(found, report)
         out.show(render_inspection(found, verbose=verbose))

@@ -9,8 +9,9 @@ import numpy as np
 
 from onnxopt.core.pass_ import label
 from onnxopt.graph.coupling import Coupling
-from onnxopt.graph.ir import Node, is_constant
+from onnxopt.graph.ir import Node
 from onnxopt.graph.labels import Labels
+from onnxopt.graph.layer import stored_weight
 from onnxopt.graph.model import Model
 from onnxopt.pruning.channels import Producer, is_layer, weight_fault, widths
 
@@ -48,19 +49,19 @@ def groups(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list
 
 def frozen(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list[Frozen]:
     """Why channels stay, the reason that holds the most weights first."""
-    layers: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     # By the weights' identity: layers that share them count them once.
     held: dict[str, dict[int, int]] = {}
     for layer, share, why in (*_held(coupling, makers), *_unjudged(model, makers)):
-        weights = [t for t in layer.inputs[1:2] if is_constant(t)]
-        layers.setdefault(why, []).append(label(layer))
-        held.setdefault(why, {}).update({id(w): round(share * np.prod(w.shape)) for w in weights})
-    found = [Frozen(why, tuple(names), sum(held[why].values())) for why, names in layers.items()]
+        weight = stored_weight(layer)
+        names.setdefault(why, []).append(label(layer))
+        held.setdefault(why, {})[id(weight)] = 0 if weight is None else round(share * np.prod(weight.shape))
+    found = [Frozen(why, tuple(layers), sum(held[why].values())) for why, layers in names.items()]
     return sorted(found, key=lambda f: -f.parameters)
 
 
 def _movable(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[Group]:
-    """Blocks that the same layers make and the same nodes read are one group."""
+    """Blocks that the same layers make and the same nodes read are one group; in the order of the first layers."""
     blocks = coupling.blocks()
     block_of = np.full(coupling.count + 1, len(blocks), np.intp)
     for i, block in enumerate(blocks):
@@ -72,7 +73,8 @@ def _movable(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[Group]:
     for block, names, readers in zip(blocks, made, read, strict=True):
         if names:
             together.setdefault((names, readers), []).append(block)
-    for (names, readers), parts in together.items():
+    place = {label(m.layer): i for i, m in reversed(list(enumerate(makers)))}
+    for (names, readers), parts in sorted(together.items(), key=lambda item: place[item[0][0][0]]):
         yield Group(names, readers, int(sum(width[p].sum() for p in parts)), sum(map(len, parts)))
 
 
@@ -104,7 +106,8 @@ def _held(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[tuple[Node
 
 def _unjudged(model: Model, makers: Sequence[Producer]) -> Iterator[tuple[Node, float, str]]:
     """Layers that are not among the makers, which stay whole."""
-    judged, outer = {id(m.layer) for m in makers}, {id(n) for n in model.graph.nodes}
+    judged = {id(m.layer) for m in makers}
     for node in model.nodes():
         if is_layer(node) and id(node) not in judged:
-            yield node, 1.0, f"it {weight_fault(node)}" if id(node) in outer else BODY
+            fault = weight_fault(node)
+            yield node, 1.0, f"it {fault}" if fault else BODY

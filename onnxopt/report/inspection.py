@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxopt.graph.cost import OperatorCost
+from onnxopt.report.cut import Stays, Tied
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Prospect:
 
 
 @dataclass(frozen=True)
+class Coupled:
+    """Who is tied to whom, before anything is cut: groups of channels, and what each reason to stay costs."""
+
+    groups: tuple[Tied, ...]
+    frozen: tuple[Stays, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A model at a glance. ``inputs`` and ``outputs`` as ``x: float32[N,3,32,32]``; ``opsets`` by domain.
 
     ``bytes`` are those of the weights; MACs are those of one sample (None: not to be counted). ``operators`` come with
-    the most MACs first.
+    the most MACs first. ``coupling`` is None where it was not asked for.
     """
 
     path: str
@@ -39,3 +48,4 @@ class Inspection:
     operators: tuple[OperatorCost, ...]
     passes: tuple[Prospect, ...]
     notes: tuple[str, ...] = ()
+    coupling: Coupled | None = None

@@ -15,6 +15,7 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Pass, PassResult, Skip, option
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.model import Model
+from onnxopt.report.cut import Stays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +101,22 @@ def test_few_samples() -> None:
     data = open_dataset("synthetic", subject.inputs, samples=24).subset(np.arange(3))
     inspect(subject, data)
     assert Rename.seen == [3]
+
+
+def test_coupling_tries_no_pass_and_sees_what_is_in_local_functions() -> None:
+    text = f"""<ir_version: 9, opset_import: ["" : 17, "own" : 1]>
+      g (float[N,4] x) => (float[N,2] y) <float[4,6] v = {{{",".join(["1"] * 24)}}}, float[6,2] w = {{{"1,2," * 5}1,2}}>
+      {{ a = own.Bent (x, v)  [second] y = MatMul (a, w) }}
+      <domain: "own", opset_import: ["" : 17]>
+      Bent (x, w) => (y) {{ [inner] z = MatMul (x, w)  y = Relu (z) }}"""
+    subject = Model.from_proto(onnx.parser.parse_model(text))
+    before = subject.to_proto()
+    found = inspect(subject, open_dataset("synthetic", subject.inputs), coupling=True)
+    assert (found.passes, Rename.seen) == ((), [])
+    assert found.coupling is not None
+    first, last = found.coupling.groups
+    assert (len(first.makers), first.readers, first.channels, first.classes) == (1, ("second",), 6, 6)
+    assert (last.makers, last.classes, last.why) == (("second",), 0, "'y' is an output of the model")
+    assert found.coupling.frozen == (Stays("'y' is an output of the model", ("second",), 12),)
+    assert subject.to_proto() == before
+    assert inspect(subject, open_dataset("synthetic", subject.inputs)).coupling is None

@@ -1,0 +1,143 @@
+"""A report as rows of text: what every form of it shows, whatever it is drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from onnxopt.report import words
+from onnxopt.report.report import FileInfo, Report, Validation
+
+Row = tuple[str, str, str, str]
+
+
+class Records(NamedTuple):
+    """A figure that is a list of records: its name, columns, and rows."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def singles(figures: Mapping[str, object]) -> dict[str, str]:
+    """Figures that are a single value."""
+    found = {k: v for k, v in figures.items() if isinstance(v, int | float | str) and v != ""}
+    return {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in found.items()}
+
+
+def records(figures: Mapping[str, object]) -> Iterator[Records]:
+    """Figures that are a list of records, such as what was tried."""
+    for name, value in figures.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            columns = tuple(dict.fromkeys(key for row in value for key in row))
+            rows = tuple(tuple(_cell(row.get(key, "")) for key in columns) for row in value)
+            yield Records(name.replace("_", " "), tuple(str(c).replace("_", " ") for c in columns), rows)
+
+
+def notes(report: Report) -> list[str]:
+    """Lines for the reader, each once: of the run, of its passes (their figure ``notes``), of the validation."""
+    found = list(report.notes)
+    for step in report.passes:
+        said = step.figures.get("notes")
+        found += map(str, said) if isinstance(said, list) else []
+    return list(dict.fromkeys([*found, *(n for v in report.validation for n in v.notes)]))
+
+
+def by_reason(skips: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Places by the reason that they were left alone for, the most common first."""
+    reasons: dict[str, list[str]] = {}
+    for node, why in skips:
+        reasons.setdefault(why, []).append(node)
+    return sorted(reasons.items(), key=lambda item: -len(item[1]))
+
+
+def comparison(
+    before: FileInfo, after: FileInfo | None, validations: Sequence[Validation], *, outputs: bool
+) -> list[Row]:
+    """(what, original, result, how they differ); ``outputs``: each output even where there is only one."""
+    rows: list[Row] = [("file", Path(before.path).name, Path(after.path if after is not None else "").name, "")]
+    if after is not None:
+        rows.append(("size", words.size(before.bytes), words.size(after.bytes), ratio(before.bytes, after.bytes)))
+        for what, a, b in (
+            ("parameters", before.parameters, after.parameters),
+            ("MACs", before.macs, after.macs),
+        ):
+            rows.append((what, words.count(a), words.count(b), ratio(a, b)))
+    else:
+        rows.append(("size", words.size(before.bytes), "", ""))
+    for validation in validations:
+        rows += _validation(validation, outputs)
+    return rows
+
+
+def verdict(report: Report) -> str:
+    """One line: what became of it, and why."""
+    failed = ", ".join(g.name for g in report.gates if g.holds is False)
+    saved = f"saved as {report.output.path}" if report.output is not None and report.passes else "every gate holds"
+    if report.output is not None and report.passes and not any(step.changed for step in report.passes):
+        saved += ", which is the original: no pass changed anything"
+    return {
+        "accepted": f"accepted: {saved}",
+        "forced": f"forced: {saved}, although {failed or 'a gate'} fails",
+        "rejected": f"rejected: {failed or 'a gate'} fails" + ("; nothing was saved" if report.passes else ""),
+        "not validated": f"not validated: {saved if report.output is not None else 'nothing was judged'}",
+        "not judged": "not judged",
+    }[report.verdict]
+
+
+def ratio(a: float | None, b: float | None) -> str:
+    """What is left of ``a``: ``75 %``; empty where that cannot be told."""
+    return f"{100 * b / a:.0f} %" if a and b is not None else ""
+
+
+def others(figures: Mapping[str, object]) -> dict[str, object]:
+    """Figures that are neither a single value, nor records, nor notes, and that hold something."""
+    shown = {"notes", *singles(figures), *(k for k, v in figures.items() if any(records({k: v})))}
+    return {k: v for k, v in figures.items() if k not in shown and v not in ("", None, [], {})}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _validation(v: Validation, outputs: bool) -> list[Row]:
+    """Rows of one target: what is measured on both, then how near they are."""
+    rows = [(f"on {v.target}, {v.samples} samples", "", "", "")]
+    for what, a, b in (
+        ("accuracy", v.accuracy_reference, v.accuracy),
+        ("accuracy, top 5", v.accuracy_top5_reference, v.accuracy_top5),
+    ):
+        if a is not None and b is not None:
+            rows.append((what, words.share(a), words.share(b), f"{100 * (b - a):+.1f} points"))
+    speed = f"{v.speedup:.2f} x ({v.speedup_low:.2f} to {v.speedup_high:.2f})"
+    rows.append((f"latency, batch {v.batch}, {_threads(v.threads)}", _spread(v, True), _spread(v, False), speed))
+    a, b = v.peak_memory_reference_bytes, v.peak_memory_bytes
+    if a is not None and b is not None:
+        rows.append(("peak memory", words.size(a), words.size(b), ratio(a, b)))
+    if v.islands is not None and v.conversions is not None:
+        left = f"{v.islands} products float, {v.conversions} conversions left"
+        rows.append(("MACs in integer kernels", "", words.share(v.integer_share), left))
+    if v.agreement is not None:
+        rows.append(("same top answer", "", words.share(v.agreement), ""))
+    rows.append(("signal to noise", "", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"))
+    if len(v.outputs) > 1 or outputs:
+        for output in v.outputs:
+            last = (
+                f"largest error {output.max_error:.3g}"
+                if output.equal is None
+                else f"{words.share(output.equal)} equal"
+            )
+            rows.append((f"  {output.name}", "", words.decibels(output.sqnr_db), last))
+    return rows
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
+
+
+def _spread(v: Validation, reference: bool) -> str:
+    latency = v.latency_reference if reference else v.latency
+    return f"{words.milliseconds(latency.median_ms)} ({latency.low_ms:.3g} to {latency.high_ms:.3g})"
