@@ -53,6 +53,11 @@ class Moments:
         return int(self.gram[-1, -1])
 
     @property
+    def mean(self) -> Floats:
+        """The mean of the inputs over the rows, (inputs,)."""
+        return np.asarray(self.gram[-1, :-1] / max(self.gram[-1, -1], 1.0))
+
+    @property
     def covariance(self) -> Floats:
         """The covariance of the inputs over the rows, (inputs, inputs)."""
         scaled = self.gram / max(self.gram[-1, -1], 1.0)

@@ -1,0 +1,187 @@
+"""Which channels go: the same share of every layer, or as many of each as meet a budget at the least error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import label
+from onnxopt.core.patterns import excluded
+from onnxopt.errors import PassError
+from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.labels import Labels
+from onnxopt.graph.layer import Floats, layout
+from onnxopt.graph.model import Model
+from onnxopt.pruning import channels, costs, criteria, selection
+from onnxopt.pruning.allocation import Levels, allocate
+from onnxopt.pruning.budget import Budget
+from onnxopt.pruning.channels import Producer
+from onnxopt.pruning.costs import Costs
+from onnxopt.pruning.criteria import Criterion
+from onnxopt.pruning.probe import Probe
+from onnxopt.pruning.selection import Block, Ranking
+
+_ENDS = "first or last layer; keep-ends=false prunes it"
+_JOINED = "shares its channels across a residual addition; scope=all prunes them"
+_NARROW = "too few channels that go together to remove any, with this ratio and align"
+_EXCLUDED = "excluded"
+_NOT_INCLUDED = "not included"
+_SPARED = "the budget is met without it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of a plan; see the pass. ``budget`` goes before ``ratio``."""
+
+    ratio: float
+    budget: Budget | None
+    scope: Literal["inner", "all"]
+    criterion: Criterion
+    align: int
+    min_keep: float
+    include: str
+    exclude: str
+    keep_ends: bool
+    samples: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The classes that go; why others stay, by class; and (share of the cost left, error) on the way there."""
+
+    coupling: Coupling
+    makers: Sequence[Producer]
+    classes: Labels
+    held: Mapping[int, str] = field(default_factory=dict)
+    curve: Sequence[tuple[float, float]] = ()
+
+
+class Planner:
+    """Plans for one model, again after every step of a gradual cut."""
+
+    def __init__(self, model: Model, context: Context, settings: Settings) -> None:
+        self._settings = settings
+        self._context = context
+        self._widths = {
+            id(n): layout(n).outputs for n in model.nodes() if channels.is_layer(n) and not channels.weight_fault(n)
+        }
+        self._full: float | None = None
+
+    def plan(self, model: Model, part: float) -> Plan:
+        """What goes until ``part`` of the whole cut is made. Raises PassError where a budget cannot be met."""
+        context, settings = self._context, self._settings
+        shapes = context.shapes(model)
+        coupling = Coupling(model, shapes, context.free_axes(model))
+        makers = channels.producers(model.graph, coupling)
+        plain = criteria.score("l1", model, coupling, makers, context, settings.samples)
+        held = self._held(model, coupling, makers)
+        blocks = self._blocks(coupling, makers, plain, held)
+        if settings.budget is None:
+            blocks = [b._replace(levels=self._share(b, makers, part)) for b in blocks]
+        for block in blocks:
+            if not block.most:
+                held |= dict.fromkeys(block.classes.tolist(), _NARROW)
+        blocks = [b for b in blocks if b.most]
+        rankings = self._rankings(model, coupling, makers, blocks, plain)
+        if settings.budget is None:
+            return Plan(coupling, makers, _joined([r.order for r in rankings]), held)
+        found = self._costs(model, coupling, blocks, shapes)
+        if self._full is None:
+            self._full = found.total(found.full)
+        limit = self._full + (settings.budget.limit(self._full) - self._full) * part
+        kept, way = allocate(
+            [Levels(b.levels, _errors(b, r)) for b, r in zip(blocks, rankings, strict=True)], found, limit
+        )
+        if found.total(kept) > limit * (1 + 1e-9):
+            raise PassError(_unreachable(settings.budget, found.total(kept) / self._full))
+        gone = [r.order[: len(b.classes) - int(k)] for r, b, k in zip(rankings, blocks, kept, strict=True)]
+        for block, classes in zip(blocks, gone, strict=True):
+            if not len(classes):
+                held |= dict.fromkeys(block.classes.tolist(), _SPARED)
+        return Plan(coupling, makers, _joined(gone), held, [(cost / self._full, error) for cost, error in way])
+
+    def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
+        """Classes that are left alone because they were asked to be, and why."""
+        settings = self._settings
+        held: dict[int, str] = {}
+        if settings.scope == "inner":
+            joined = np.flatnonzero(coupling.joined() & channels.shared(makers, coupling))
+            held |= dict.fromkeys(joined.tolist(), _JOINED)
+        if settings.keep_ends:
+            ends = channels.ends(model.graph)
+            held |= {int(c): _ENDS for m in makers if id(m.layer) in ends for c in m.classes if c}
+        labels = [label(m.layer) for m in makers]
+        if settings.include:
+            named = excluded(settings.include, labels)
+            chosen = {int(c) for m in makers if label(m.layer) in named for c in m.classes}
+            held |= dict.fromkeys(set(range(1, coupling.count + 1)) - chosen, _NOT_INCLUDED)
+        named = excluded(settings.exclude, labels)
+        held |= {int(c): _EXCLUDED for m in makers if label(m.layer) in named for c in m.classes if c}
+        return held
+
+    def _blocks(
+        self, coupling: Coupling, makers: Sequence[Producer], score: Floats, held: Mapping[int, str]
+    ) -> list[Block]:
+        """The blocks that may be cut, with the numbers of classes that may stay."""
+        width = channels.widths(makers, coupling)
+        found = []
+        for block in coupling.blocks():
+            first = int(block[0])
+            if first in held or np.isnan(score[first]):
+                continue
+            step = channels.step(len(block), int(width[first]), self._settings.align, self._context.target.channel_step)
+            least = self._settings.min_keep
+            fewest = max(1, least * len(block) if least < 1 else least / int(width[first]))
+            levels = np.arange((len(block) - 1) // step * step, 0, -step)
+            found.append(Block(block, np.array([len(block), *levels[levels >= fewest]], np.float64)))
+        return found
+
+    def _share(self, block: Block, makers: Sequence[Producer], part: float) -> Floats:
+        """All classes of a block, and the fewest that are at least the share that is wanted of what it was."""
+        first = int(block.classes[0])
+        grown = next((self._widths[id(m.layer)] / len(m.classes) for m in makers if first in m.classes), 1.0)
+        wanted = min((1 - self._settings.ratio * part) * len(block.classes) * grown, block.levels[0])
+        return np.array([block.levels[0], block.levels[block.levels >= wanted - 1e-6][-1]])
+
+    def _rankings(
+        self, model: Model, coupling: Coupling, makers: Sequence[Producer], blocks: Sequence[Block], plain: Floats
+    ) -> list[Ranking]:
+        settings, context = self._settings, self._context
+        if settings.criterion == "obs":
+            probe = Probe(model, context) if settings.budget is not None and blocks else None
+            return selection.by_data(model, coupling, blocks, plain, context, settings.samples, probe)
+        score = plain
+        if settings.criterion != "l1":
+            score = criteria.score(settings.criterion, model, coupling, makers, context, settings.samples)
+        return [selection.by_score(b, score) for b in blocks]
+
+    def _costs(
+        self, model: Model, coupling: Coupling, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Costs:
+        classes = [b.classes for b in blocks]
+        match self._settings.budget:
+            case Budget("macs"):
+                return costs.macs(model, coupling, classes, shapes)
+            case Budget("params"):
+                return costs.parameters(model, coupling, classes)
+            case _:
+                return costs.parameters(model, coupling, classes, in_bytes=True)
+
+
+def _errors(block: Block, ranking: Ranking) -> Floats:
+    return np.asarray(ranking.error[(len(block.classes) - block.levels).astype(np.intp)])
+
+
+def _joined(parts: Sequence[Labels]) -> Labels:
+    return np.concatenate([*parts, np.zeros(0, np.intp)])
+
+
+def _unreachable(budget: Budget, least: float) -> str:
+    return (
+        f"{budget.quantity} can be cut to {least:.0%} at most, which is more than the budget allows; "
+        "ask for less, or allow more: scope=all, keep-ends=false, a smaller min-keep"
+    )
