@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from itertools import islice
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,12 @@ class LayerTimes:
         """Write the table beside those of other machines; a folder that cannot be written to costs only time."""
         if self._path is None:
             return
-        tables = {**_stored(self._path), self._where: dict(islice(reversed(self._known.items()), _MAX_ENTRIES))}
-        text = json.dumps(tables)
+        tables = _stored(self._path)
+        own = tables.get(self._where, {}) | self._known
+        own = dict(list(own.items())[-_MAX_ENTRIES:])
+        text = json.dumps(tables | {self._where: own})
         if len(text) > _MAX_BYTES:
-            text = json.dumps({self._where: tables[self._where]})
+            text = json.dumps({self._where: own})
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".", suffix=".tmp")
@@ -154,7 +155,7 @@ def _stored(path: Path | None) -> dict[str, dict[str, float]]:
         return {}
     tables = tables if isinstance(tables, dict) else {}
     return {
-        where: {k: float(s) for k, s in table.items() if isinstance(s, int | float) and isfinite(s) and s >= 0}
+        where: {k: s for k, s in table.items() if isinstance(s, float) and isfinite(s) and s >= 0}
         for where, table in tables.items()
         if isinstance(table, dict) and len(table) <= _MAX_ENTRIES
     }

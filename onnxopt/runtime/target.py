@@ -40,3 +40,13 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise SpecError(f"no target is named {name!r}{nearest(name, TARGETS)}")
     return TARGETS[name]
+
+
+def fast_counts(channels: int, step: int) -> list[int]:
+    """The channel counts up to ``channels`` that are faster than the next, rising; ``step`` is a target's.
+
+    ONNX Runtime fills its blocks up, so any other count takes as long as the next whole block; a layer that reads half
+    a block or less reads its channels one by one, at a price in proportion, if they are a multiple of four.
+    """
+    few = range(4, min(step // 2, channels) + 1, 4)
+    return sorted({*few, *range(step, channels + 1, step), channels})
