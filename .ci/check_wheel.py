@@ -1,4 +1,4 @@
-"""Build the wheel and look inside: every module of the engine and every pass, nothing else, and the type marker."""
+"""Build the wheel and look inside: every module, pass and template, the type marker, and nothing else."""
 
 import subprocess
 import sys
@@ -18,7 +18,8 @@ def main() -> None:
         held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     engine = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.py")}
     passes = {f"onnxopt/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
-    expected = engine | passes | {"onnxopt/py.typed"}
+    templates = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.jinja2")}
+    expected = engine | passes | templates | {"onnxopt/py.typed"}
     if held != expected:
         sys.exit(f"the wheel lacks {sorted(expected - held)} and has too much in {sorted(held - expected)}")
     print(f"wheel: {len(held)} files, as they should be")

@@ -75,7 +75,8 @@ def optimize(
     from onnxopt.job import DataOptions, RunOptions, default_output
     from onnxopt.job import optimize as run
     from onnxopt.places import check_places
-    from onnxopt.report.json import write_dry_run, write_json
+    from onnxopt.report.html import write_report
+    from onnxopt.report.json import write_dry_run
     from onnxopt.report.survey_text import render_dry_run
     from onnxopt.report.text import render
     from onnxopt.survey import dry_run as look_ahead
@@ -122,6 +123,6 @@ def optimize(
             track=out.track,
         )
         if report is not None:
-            write_json(result, report)
+            write_report(result, report)
         out.show(render(result, verbose=verbose))
     return 1 if result.verdict == "rejected" else 0

@@ -152,7 +152,12 @@ def output_options(command: F) -> F:
         click.option("--log-file", type=FILE, help="Write progress and result there too."),
         click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason."),
         click.option("--quiet", "-q", is_flag=True, help="No output but errors; the exit code tells."),
-        click.option("--report", type=FILE, metavar="FILE.json", help="Write the report as JSON."),
+        click.option(
+            "--report",
+            type=FILE,
+            metavar="FILE",
+            help="Write the report as JSON; optimize and validate write a page if FILE ends in .html.",
+        ),
     ):
         command = option(command)
     return command

@@ -45,7 +45,7 @@ def validate(
     from onnxopt.check.gates import Gates
     from onnxopt.job import DataOptions, RunOptions, judge
     from onnxopt.places import check_places
-    from onnxopt.report.json import write_json
+    from onnxopt.report.html import write_report
     from onnxopt.report.text import render
 
     source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
@@ -66,6 +66,6 @@ def validate(
             track=out.track,
         )
         if report is not None:
-            write_json(result, report)
+            write_report(result, report)
         out.show(render(result, verbose=verbose))
     return 1 if result.verdict == "rejected" else 0

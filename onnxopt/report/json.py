@@ -9,18 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxopt.errors import DataError, OutputError
+from onnxopt.errors import DataError
 from onnxopt.report.execution import Execution
+from onnxopt.report.files import write_text
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import SCHEMA, Report, StepReport
 from onnxopt.report.survey import DryRun, Ranking
@@ -85,18 +84,7 @@ def write_dry_run(found: DryRun, path: str | Path) -> None:
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    scratch = path.with_name(f".onnxopt-{os.getpid()}-{path.name}")
-    try:
-        # A file name that is not UTF-8 comes as lone surrogates, which JSON can only hold as escapes.
-        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(scratch, path)
-    except OSError as error:
-        where = f"cannot write the report {path}: {error.strerror}"
-        raise OutputError(f"{where}; choose another place with --report") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
+    write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
 def _plain(value: Any) -> Any:

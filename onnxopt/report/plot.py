@@ -1,0 +1,64 @@
+"""A curve laid out for drawing: where its points and ticks lie on a canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+WIDTH, HEIGHT = 640, 240
+# Room for the ticks' texts.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A round number on an axis, and where it stands."""
+
+    at: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points in pixels from the upper left corner, ticks on both axes, and the frame they stand in."""
+
+    points: tuple[tuple[float, float], ...]
+    across: tuple[Tick, ...]
+    up: tuple[Tick, ...]
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    top: float = _TOP
+    bottom: float = HEIGHT - _BOTTOM
+
+
+def plot(points: Sequence[tuple[float, float]]) -> Plot:
+    """Lay out finite points; both axes begin at 0 or below."""
+    xs, ys = _ticks([x for x, _ in points]), _ticks([y for _, y in points])
+
+    def place(value: float, ticks: Sequence[float], start: float, end: float) -> float:
+        return round(start + (end - start) * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
+
+    def x_of(value: float) -> float:
+        return place(value, xs, Plot.left, Plot.right)
+
+    def y_of(value: float) -> float:
+        return place(value, ys, Plot.bottom, Plot.top)
+
+    return Plot(
+        points=tuple((x_of(x), y_of(y)) for x, y in points),
+        across=tuple(Tick(x_of(x), x) for x in xs),
+        up=tuple(Tick(y_of(y), y) for y in ys),
+    )
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers in even steps from 0 (or below) to at least the largest value."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    if high - low <= 0 or high - low == float("inf"):
+        high = low + 1
+    raw = (high - low) / _TICKS
+    power = 10.0 ** floor(log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+    return [step * i for i in range(floor(low / step + 1e-9), max(ceil(high / step - 1e-9), 1) + 1)]
