@@ -94,9 +94,10 @@ class Context:
         """
         feed = next(iter(self.dataset.batches(1, stop=1)))
         known = _sized(shapes.specs(model, feed))
-        names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in known]
+        sure = known.keys() & shapes.infer(model)
+        names = [t.name for n in model.graph.nodes for t in n.outputs if t.name and t.name not in sure]
         if names:
-            known |= self._observed(model, names, feed)
+            known = {k: v for k, v in known.items() if k not in names} | self._observed(model, names, feed)
         before = -1
         while any(True for node in model.graph.nodes for _ in node.bodies()) and len(known) > before:
             before = len(known)  # each turn gets further into bodies

@@ -53,6 +53,7 @@ def proven(model: Model) -> dict[str, TensorSpec]:
 
 
 def _inferred(skeleton: onnx.ModelProto) -> dict[str, TensorSpec]:
+    _lend(skeleton.graph, {})
     # Inference is a help only: it raises on operators unknown to it, and on shapes that contradict the file's own.
     with contextlib.suppress(Exception):
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
@@ -82,9 +83,21 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs
+
+
+def _lend(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> None:
+    """Copy to bodies the constants that they capture, whose values inference does not see from there."""
+    own = {t.name: t for t in graph.initializer}
+    graph.initializer.extend(outer[k] for k in {k for n in graph.node for k in n.input} & outer.keys() - own.keys())
+    for body in (body for node in graph.node for body in _bodies(node)):
+        _lend(body, {**outer, **own})
 
 
 def _fix(graph: onnx.GraphProto, feed: Feed) -> None:
