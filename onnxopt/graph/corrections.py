@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph import parameters
+from onnxopt.graph import corrections_counts, parameters
 from onnxopt.graph.ir import Node, Variable, is_constant
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Correction: TypeAlias = "Callable[[Model, Node, Cut], list[Node] | None]"
-
-
-def _group(model: Model, node: Node, cut: Cut) -> None:
-    if node.attrs.get("group", 1) > 1:
-        side = cut.input(node, 0, 1) if node.op == "Conv" else cut.output(node, 1)
-        node.attrs["group"] = int(side.sum() // cut.input(node, 1, 1).sum())
 
 
 def _split(model: Model, node: Node, cut: Cut) -> None:
@@ -118,9 +112,7 @@ def _new_places(stays: Mask) -> Labels:
     return np.asarray(np.cumsum(stays) - 1, np.intp)
 
 
-table: dict[str, Correction] = {
-    "Conv": _group,
-    "ConvTranspose": _group,
+table: dict[str, Correction] = corrections_counts.table | {
     "Expand": _sizes_at(1),
     "Gather": _gather,
     "Pad": _pad,

@@ -1,7 +1,7 @@
 """Which channels live and die together.
 
-Every index of every axis of every tensor carries a label; operators state which labels are equal (``coupling_rules``,
-``coupling_moves``), and the connected components of those statements are the classes: a class is removed whole or not
+Every index of every axis of every tensor carries a label; operators state which labels are equal (``coupling_rules``
+and its neighbours), and the connected components of those statements are the classes: a class is removed whole or not
 at all. Class 0 is what stays: the model's boundary, axes that a rule does not speak for, operators without a rule, axes
 without a fixed size. The bodies of If, Loop and Scan take part, and what they capture is the outer tensor.
 
@@ -11,26 +11,43 @@ often stored once; matrices and kernels once for all uses, so that shared weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph import coupling_bodies, coupling_moves, coupling_rules, dims
+from onnxopt.graph import (
+    coupling_attention,
+    coupling_bodies,
+    coupling_moves,
+    coupling_norms,
+    coupling_quantized,
+    coupling_recurrent,
+    coupling_rules,
+    dims,
+)
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Contraction, Fold, Labels, Operand, Rule, Site, Statements
 from onnxopt.graph.model import Model
 
-_RULES: Mapping[str, Rule] = coupling_rules.rules | coupling_moves.rules | coupling_bodies.rules
+_RULES: Mapping[str, Rule] = (
+    coupling_rules.rules
+    | coupling_moves.rules
+    | coupling_norms.rules
+    | coupling_attention.rules
+    | coupling_recurrent.rules
+    | coupling_quantized.rules
+    | coupling_bodies.rules
+)
 _Key: TypeAlias = tuple[int, int]
 
 
 class Coupling:
     """The classes of a model, numbered from 1 to ``count``.
 
-    Where an axis is folded into several, as into heads and their width, one of these can be cut: ``fold`` says which, the
-    longest, the outermost or the innermost.
+    Where an axis is folded into several, as into heads and their width, one of these can be cut: ``fold`` says which,
+    the longest, the outermost or the innermost.
 
     ``shapes`` are observed shapes of its tensors by name; a tensor without one freezes the nodes around it. ``free``
     says by name which axes have no fixed size. ``rules`` say what goes together at each operator; bodies of an operator
@@ -157,9 +174,8 @@ class Coupling:
             for k in set(range(operand.rank)) - operand.spoken:
                 self._said.freeze(operand[k], f"{node.kind} '{site.name}' {why}")
         if node.op != "Shape" and not any(id(t) in self._traced for t in node.outputs):
-            taken = coupling_moves.TAKES_SIZES.get(node.op, ())
-            for tensor in (t for slot, t in enumerate(node.inputs) if slot not in taken):
-                self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with their number")
+            for tensor in node.inputs:
+                self._freeze_sizes(tensor, f"{node.op} '{site.name}' computes with their number", but=site.sizes)
 
     def _boundary(self, body: Graph) -> tuple[list[Operand | None], list[Operand | None]]:
         return self._operands(body, body.inputs), self._operands(body, body.outputs)
@@ -181,10 +197,10 @@ class Coupling:
             self._said.freeze(labels, why)
         self._freeze_sizes(tensor, why)
 
-    def _freeze_sizes(self, tensor: Tensor, why: str) -> None:
+    def _freeze_sizes(self, tensor: Tensor, why: str, but: Collection[dims.Size] = ()) -> None:
         """The axes whose lengths a tensor holds must keep them."""
         for entry in self._traced.get(id(tensor), ()):
-            if isinstance(entry, dims.Size):
+            if isinstance(entry, dims.Size) and entry not in but:
                 self._said.freeze(self._axis_of(entry), why)
 
     def _freeze_captured(self, body: Graph, why: str) -> None:
@@ -235,6 +251,7 @@ def _applied(rules: Mapping[str, Rule], site: Site, operands: Iterable[Operand])
     try:
         rule(site)
     except (IndexError, TypeError, ValueError):  # what it had stated by then ties too much at worst
+        site.sizes.clear()
         for operand in operands:
             operand.spoken.clear()
         return "has a form that its rule does not know"

@@ -13,14 +13,16 @@ from onnxopt.graph.labels import Operand, Rules, Site
 
 rules = Rules()
 
-# Inputs that take sizes as numbers, whose rules tie what was measured to what is made.
-TAKES_SIZES = {"Reshape": (1,), "Expand": (1,), "Resize": (3,), "ConstantOfShape": (0,)}
-
 
 @rules.on("Concat")
 def concat(site: Site) -> None:
     """One after the other."""
-    xs, y = site.operands(), site.y
+    concat_of(site, site.operands())
+
+
+def concat_of(site: Site, xs: Sequence[Operand]) -> None:
+    """These, one after the other, are the output."""
+    y = site.y
     axis = range(y.rank)[int(site.attr("axis", 1))]
     site.equal(np.concatenate([x[axis] for x in xs]), y[axis])
     for x in xs:
@@ -213,7 +215,7 @@ def space_to_depth(site: Site) -> None:
     site.equal(y[1], np.tile(x[1], y.shape[1] // x.shape[1]))
 
 
-@rules.on("GridSample", "RoiAlign")
+@rules.on("GridSample", "MaxRoiPool", "RoiAlign")
 def sample(site: Site) -> None:
     """Channel by channel."""
     site.equal(site.operands()[0][1], site.y[1])

@@ -7,7 +7,7 @@ values are zero wherever they are summed over.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -21,23 +21,19 @@ _UNARY = (
     "Clip", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
     "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round",
     "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
-    "ThresholdedRelu",
+    "ThresholdedRelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
 )  # fmt: skip
 _BROADCAST = (
     "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
     "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Where", "Xor",
+    "com.microsoft.BiasGelu", "com.microsoft.FastGelu",
 )  # fmt: skip
 _POOLS = (
     "AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool",
 )  # fmt: skip
-_REDUCTIONS = (
-    "ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-)  # fmt: skip
-_ALONG = (
-    "CumSum", "Hardmax", "LayerNormalization", "LogSoftmax", "LpNormalization", "RMSNormalization", "Softmax",
-    "TopK",
-)  # fmt: skip
+_REDUCTIONS = ("ArgMax", "ArgMin", "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
+_SUMS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+_ALONG = ("CumSum", "Hardmax", "LogSoftmax", "Softmax", "TopK", "Trilu")
 
 
 @rules.on(*_UNARY)
@@ -45,21 +41,26 @@ def elementwise(site: Site) -> None:
     """Index by index; further inputs are scalars, further outputs (Dropout's mask) are alike."""
     x = site.inputs[0]
     for y in site.outputs:
-        _broadcast(site, x, y)
+        spread(site, x, y)
 
 
 @rules.on(*_BROADCAST)
 def broadcast(site: Site) -> None:
     """Numpy broadcasting: an axis of length 1 against a longer one stays."""
     for x in site.operands():
-        _broadcast(site, x, site.y)
+        spread(site, x, site.y)
 
 
 @rules.on("Add", "Mean", "Sub", "Sum")
 def add(site: Site) -> None:
     """As above; where two computed tensors meet along an axis, it is shared as in a residual stream."""
     broadcast(site)
-    computed = [x for x in site.operands() if not x.constant]
+    join(site, site.operands())
+
+
+def join(site: Site, operands: Iterable[Operand]) -> None:
+    """Note the axes along which several computed tensors are added."""
+    computed = [x for x in operands if not x.constant]
     for k in range(1, site.y.rank + 1):
         if sum(x.rank >= k and x.shape[-k] == site.y.shape[-k] for x in computed) > 1:
             site.statements.joins.append(site.y[-k])
@@ -69,30 +70,47 @@ def add(site: Site) -> None:
 def convolution(site: Site) -> None:
     """y (N, out, ...) from x (N, in, ...) and b (out); w (out, in / group, ...), transposed (in, out / group, ...)."""
     x, w, *bias = site.operands()
+    if convolve(site, x, w, bias):
+        site.ends(x, 1)
+
+
+@rules.on("com.microsoft.FusedConv")
+def fused_convolution(site: Site) -> None:
+    """Conv, a tensor added that has the shape of the output, an activation."""
+    x, w, *bias = (t for t in site.operands() if t.slot < 3)
+    if convolve(site, x, w, bias):
+        site.ends(x, 1)
+    spread(site, site.input(3), site.y)
+
+
+def convolve(site: Site, x: Operand, w: Operand, parameters: Iterable[Operand]) -> bool:
+    """What a convolution ties; ``parameters`` have a number for each output channel. Returns: are inputs summed over?
+
+    They are not where they only go together with the outputs.
+    """
     y, groups = site.y, int(site.attr("group", 1))
     site.pass_on(x, y, [0])
-    for b in bias:
-        site.equal(b[0], y[1])
-    across, within = (y, x) if site.node.op == "Conv" else (x, y)
+    for p in parameters:
+        site.equal(p[0], y[1])
+    across, within = (x, y) if site.node.op == "ConvTranspose" else (y, x)
     site.equal(w[0], across[1])
     if groups == 1:
         site.equal(w[1], within[1])
-        site.ends(x, 1)
-        return
+        return True
     by_group = [side[1].reshape(groups, -1) for side in (x, y)]
     if groups >= max(x.shape[1], y.shape[1]) // groups:
         # Many small groups: a group goes whole, its inputs with its outputs.
         for side in by_group:
             site.equal(side.ravel(), np.repeat(by_group[0][:, 0], side.shape[1]))
-    else:
-        # Few large groups: the same places of every group go, so that groups stay equally large.
-        for side in by_group:
-            site.equal(side.ravel(), np.tile(side[0], groups))
-        site.equal(w[1], within[1].reshape(groups, -1)[0])
-        site.ends(x, 1)
+        return False
+    # Few large groups: the same places of every group go, so that groups stay equally large.
+    for side in by_group:
+        site.equal(side.ravel(), np.tile(side[0], groups))
+    site.equal(w[1], within[1].reshape(groups, -1)[0])
+    return True
 
 
-@rules.on("Gemm")
+@rules.on("Gemm", "com.microsoft.FusedGemm")
 def gemm(site: Site) -> None:
     """y (M, N) = a (M, K) b (K, N) + c, a and b maybe transposed, c broadcast."""
     a, b, *c = site.operands()
@@ -102,15 +120,35 @@ def gemm(site: Site) -> None:
     site.equal(b[column], site.y[1])
     site.contract(a, inner_a, b, inner_b)
     for x in c:
-        _broadcast(site, x, site.y)
+        spread(site, x, site.y)
 
 
 @rules.on("MatMul")
 def matmul(site: Site) -> None:
     """y (..., M, N) = a (..., M, K) b (..., K, N), batch axes broadcast; a vector has no M, or no N."""
     a, b = site.operands()
-    y = site.y
+    multiply(site, a, b)
     site.contract(a, -1, b, -2 if b.rank > 1 else -1)
+
+
+@rules.on("com.microsoft.FusedMatMul")
+def fused_matmul(site: Site) -> None:
+    """MatMul of matrices that may be transposed first; moved batch axes stay unspoken for."""
+    a, b = site.operands()
+    if a.rank < 2 or b.rank < 2 or site.attr("transBatchA", 0) or site.attr("transBatchB", 0):
+        return
+    row, inner_a = (-1, -2) if site.attr("transA", 0) else (-2, -1)
+    inner_b, column = (-1, -2) if site.attr("transB", 0) else (-2, -1)
+    site.equal(a[row], site.y[-2])
+    site.equal(b[column], site.y[-1])
+    site.contract(a, inner_a, b, inner_b)
+    for x in (a, b):
+        site.pass_on(x, site.y, [-k for k in range(3, x.rank + 1) if x.shape[-k] == site.y.shape[-k]])
+
+
+def multiply(site: Site, a: Operand, b: Operand) -> None:
+    """What a product of matrices ties, but for the axes that are summed over."""
+    y = site.y
     matrix_axes = (a.rank > 1) + (b.rank > 1)
     if a.rank > 1:
         site.equal(a[-2], y[-matrix_axes])
@@ -125,55 +163,51 @@ def matmul(site: Site) -> None:
 
 @rules.on("Einsum")
 def einsum(site: Site) -> None:
-    """Letters name axes. A letter that is summed within one operand, or an ellipsis, is left frozen."""
-    left, _, right = str(site.attr("equation")).replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not right or "." in left:
-        return
-    for letter in set(left) - {","}:
-        places = [
-            (x, k) for x, term in zip(site.operands(), terms, strict=True) for k, c in enumerate(term) if c == letter
-        ]
-        if len({x.shape[k] for x, k in places}) > 1 or any(t.count(letter) > 1 for t in terms):
+    """Letters name axes; those that the output lacks are summed over. A length of 1 against a longer one stays."""
+    xs = site.operands()
+    terms, result = _letters(str(site.attr("equation")), [x.rank for x in xs])
+    for letter in set("".join(terms)):
+        places = [(x, k) for x, term in zip(xs, terms, strict=True) for k, c in enumerate(term) if c == letter]
+        if len({x.shape[k] for x, k in places}) > 1:
             continue
-        if letter in right:
-            for x, k in places:
-                site.equal(x[k], site.y[right.index(letter)])
-        elif len(places) == 2:
-            (a, i), (b, j) = places
-            site.contract(a, i, b, j)
+        if letter in result:
+            places.append((site.y, result.index(letter)))
+        else:
+            site.ends(*min(places, key=lambda place: place[0].constant))
+        first, axis = places[0]
+        for x, k in places:
+            site.equal(first[axis], x[k])
 
 
-@rules.on("BatchNormalization", "InstanceNormalization")
-def normalization(site: Site) -> None:
-    """Each channel by itself; training outputs are not known here."""
-    x, *parameters = site.operands()
-    if len(site.outputs) > 1:
-        return
-    site.pass_on(x, site.y, [0, 1] if site.node.op == "InstanceNormalization" else range(x.rank))
-    for p in parameters:
-        site.equal(p[0], x[1])
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The terms of an Einsum, with letters of their own for what an ellipsis stands for, and the output's."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    hidden = max(0, *(rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True)))
+    others = "".join(map(chr, range(0xE000, 0xE000 + hidden)))
+    if not arrow:
+        result = "..." + "".join(sorted(c for c in set(left) - set(",.") if left.count(c) == 1))
+    return [
+        t.replace("...", others[hidden - (rank - len(t.replace("...", ""))) :])
+        for t, rank in zip(terms, ranks, strict=True)
+    ], result.replace("...", others)
 
 
 @rules.on(*_ALONG)
 def along_axis(site: Site) -> None:
-    """Values along an axis depend on each other; a whole tail of axes does in LayerNormalization and in old Softmax."""
+    """Values along an axis depend on each other, and in old operator sets on all that follows it."""
     x = site.operands()[0]
-    tail = "LayerN" in site.node.op or "RMS" in site.node.op
     old = site.opset < 13 and "max" in site.node.op
     given: list[int] | None = [int(site.attr("axis", 1 if old else -1))]
     if site.node.op == "CumSum":
         given = parameters.read(site.node, 1, "axis")
+    if site.node.op == "Trilu":
+        given = [-2, -1]
     if given is not None:
-        axis = range(x.rank)[given[0]]
-        frozen = range(axis, x.rank) if tail or old else [axis]
+        axes = {range(x.rank)[k] for k in given}
+        kept = range(min(axes)) if old else [k for k in range(x.rank) if k not in axes]
         for y in site.outputs:
-            _pass_on_but(site, x, y, frozen)
-
-
-def _pass_on_but(site: Site, x: Operand, y: Operand, frozen: Collection[int]) -> None:
-    if y.rank == x.rank:
-        site.pass_on(x, y, [k for k in range(x.rank) if k not in frozen])
+            site.pass_on(x, y, kept)
 
 
 @rules.on(*_POOLS)
@@ -187,15 +221,9 @@ def pool(site: Site) -> None:
 def reduction(site: Site) -> None:
     """The axes that are reduced stay, the others pass."""
     x, y = site.operands()[0], site.y
-    if "Arg" in site.node.op:
-        given: list[int] | None = [int(site.attr("axis", 0))]
-    else:
-        given = parameters.read(site.node, 1, "axes")
-        if given == [] or not parameters.is_given(site.node, 1, "axes"):
-            given = [] if site.attr("noop_with_empty_axes", 0) else list(range(x.rank))
-    if given is None:
+    gone = _reduced(site)
+    if gone is None:
         return
-    gone = {range(x.rank)[k] for k in given}
     kept = [k for k in range(x.rank) if k not in gone]
     if site.attr("keepdims", 1):
         site.pass_on(x, y, kept)
@@ -204,26 +232,30 @@ def reduction(site: Site) -> None:
             site.equal(x[k], y[at])
 
 
-@rules.on("QuantizeLinear", "DequantizeLinear")
-def quantization(site: Site) -> None:
-    """One scale for all, or one for each index of an axis; scales in blocks stay unspoken for."""
-    x, *parameters = site.operands()
-    if any(p.rank > 1 for p in parameters):
-        return
-    site.pass_on(x, site.y, range(x.rank))
-    for p in parameters:
-        if p.rank == 1 and p.shape[0] > 1:
-            site.equal(p[0], x[int(site.attr("axis", 1))])
+@rules.on(*_SUMS)
+def summation(site: Site) -> None:
+    """Zeros add nothing to a sum: channels end here. A mean goes on dividing by as many as there were."""
+    reduction(site)
+    x = site.operands()[0]
+    for k in _reduced(site) or ():
+        _ = x[k]
+        site.ends(x, k)
 
 
-@rules.on("RNN", "GRU", "LSTM")
-def recurrent(site: Site) -> None:
-    """Only what comes in can go: x (length, batch, in), w (directions, gates, in)."""
-    x, w = site.operands()[:2]
-    site.contract(x, 2, w, 2)
+def _reduced(site: Site) -> set[int] | None:
+    """The axes that a reduction takes away; None where they are computed."""
+    rank = site.operands()[0].rank
+    if "Arg" in site.node.op:
+        given: list[int] | None = [int(site.attr("axis", 0))]
+    else:
+        given = parameters.read(site.node, 1, "axes")
+        if given == [] or not parameters.is_given(site.node, 1, "axes"):
+            given = [] if site.attr("noop_with_empty_axes", 0) else list(range(rank))
+    return None if given is None else {range(rank)[k] for k in given}
 
 
-def _broadcast(site: Site, x: Operand | None, y: Operand) -> None:
+def spread(site: Site, x: Operand | None, y: Operand) -> None:
+    """Numpy broadcasting of one operand: axes of the output's length go with it."""
     if x is None:
         return
     for k in range(1, x.rank + 1):

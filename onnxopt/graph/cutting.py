@@ -8,6 +8,7 @@ they are summed over. Comparing the two proves the cut.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Constant, Graph, Node, Tensor, Variable, is_constant
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
+from onnxopt.graph.signature import TensorSpec
 
 
 class Cut:
@@ -27,6 +29,7 @@ class Cut:
         self._stays = np.ones(coupling.count + 1, bool)
         self._stays[classes] = False
         self._stays[0] = True
+        self._types: dict[str, TensorSpec] = {}
 
     def input(self, node: Node | Graph, slot: int, axis: int) -> Mask:
         """By index along an axis of an input: does it stay?"""
@@ -40,9 +43,15 @@ class Cut:
         """The nodes (their ``id``) that sum over fewer channels than before."""
         return {id(node) for node, slot, axis in self.coupling.contractions if not self.input(node, slot, axis).all()}
 
+    def dtype(self, tensor: Tensor) -> np.dtype[Any]:
+        """The type of a tensor of the model that is being cut or masked; float32 where it is not known."""
+        known = self._types[tensor.name].dtype if tensor.name in self._types else tensor.dtype
+        return np.dtype(known or np.float32)
+
     def apply(self, model: Model) -> None:
         """Remove the classes from the model that the coupling was made of. The coupling is stale afterwards."""
         made: dict[tuple[int, bytes], Constant] = {}
+        self._types = shapes.specs(model)
         for graph in list(model.graphs()):
             if graph is not model.graph:
                 self._resize(graph, graph.inputs)
@@ -60,7 +69,7 @@ class Cut:
     def masked(self, model: Model) -> Model:
         """A copy of the model that the coupling was made of, with the classes zero wherever they are summed over."""
         result = model.clone()
-        types = shapes.specs(model)
+        self._types = shapes.specs(model)
         by_output = {t.name: (g, n) for g in result.graphs() for n in g.nodes for t in n.outputs if t.name}
         for place in self.coupling.contractions:
             stays = self.input(place.node, place.slot, place.axis)
@@ -73,7 +82,7 @@ class Cut:
             if is_constant(x):
                 node.inputs[place.slot] = result.constant(x.name, np.where(mask, x.values, np.zeros((), x.dtype)))
                 continue
-            dtype = types[x.name].dtype if x.name in types else x.dtype or np.float32
+            dtype = self.dtype(x)
             y = Variable(result.fresh_name(f"{x.name}_masked"), x.dtype)
             # Not a product, which makes NaN of what has overflown.
             kept, zero = result.constant(f"{x.name}_mask", mask), result.constant(f"{x.name}_zero", np.zeros((), dtype))

@@ -7,7 +7,7 @@ once, as the connected components of a graph. Label 0 stands for everything that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -172,18 +172,19 @@ class Operand:
 class Site:
     """One node as its rule sees it. ``inputs`` holds None for an input that is left out.
 
-    ``axis_of`` gives the labels of an axis whose length is read somewhere, ``known_numbers`` what a tensor holds,
-    ``within`` what a body of the node is given and what it makes.
+    ``measured`` gives the labels of an axis whose length is read somewhere, ``known_numbers`` what a tensor holds,
+    ``within`` what a body of the node is given and what it makes. ``sizes`` are those that the rule has spoken for.
     """
 
     node: Node
     inputs: list[Operand | None]
     outputs: list[Operand]
     opset: int
-    axis_of: Callable[[dims.Size], Labels]
+    measured: Callable[[dims.Size], Labels]
     known_numbers: Callable[[Tensor], dims.Entries | None]
     within: Callable[[Graph], tuple[list[Operand | None], list[Operand | None]]]
     statements: Statements
+    sizes: set[dims.Size] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -203,6 +204,10 @@ class Site:
         """An input, or None when it is left out."""
         return self.inputs[slot] if slot < len(self.inputs) else None
 
+    def output(self, slot: int) -> Operand | None:
+        """An output, or None when it is left out."""
+        return next((y for y in self.outputs if y.slot == slot), None)
+
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute of the node."""
         return self.node.attrs.get(name, default)
@@ -210,6 +215,11 @@ class Site:
     def numbers(self, slot: int) -> dims.Entries | None:
         """What is known of the numbers in a small integer input."""
         return self.known_numbers(self.node.inputs[slot])
+
+    def axis_of(self, size: dims.Size) -> Labels:
+        """The axis that a number is the length of. To ask is to speak for the number; others must not change."""
+        self.sizes.add(size)
+        return self.measured(size)
 
     def equal(self, a: Labels, b: Labels) -> None:
         """Index by index, ``a`` and ``b`` go together."""

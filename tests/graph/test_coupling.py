@@ -81,10 +81,10 @@ SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
         12,
         12,
     ),
-    "ReduceSum of channels": (one("ReduceSum", np.array([1])), 1, 0),
-    "ReduceMean of all": (one("ReduceMean"), 1, 0),
+    "ReduceSum of channels": (one("ReduceSum", np.array([1])), 1, 12),
+    "ReduceMean of all": (one("ReduceMean"), 1, 12),
     "ReduceSum of nothing": (one("ReduceSum", np.zeros(0, int), noop_with_empty_axes=1), 12, 12),
-    "ReduceSum of all": (one("ReduceSum", np.zeros(0, int)), 1, 0),
+    "ReduceSum of all": (one("ReduceSum", np.zeros(0, int)), 1, 12),
     "Concat of channels": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 6), axis=1), 18, 18),
     "Concat of rows": (lambda n, x: n.op("Concat", x, n.conv("x", 3, 12), axis=2), 12, 12),
     "Concat with the input": (lambda n, x: n.op("Concat", x, "x", axis=1), 15, 12),
@@ -259,10 +259,28 @@ def test_einsum(net: Any, halve: Halve) -> None:
     assert halve(n.model(n.op("Einsum", y, n.normal(2, 3), equation="bhts,hk->btsk"))).classes == 6
 
 
-def test_einsum_that_sums_within_one_operand_is_frozen(net: Any, halve: Halve) -> None:
+EINSUMS = {
+    "sums within one operand": ("bc,b->b", (2,)),
+    "sums all": ("bc->", ()),
+    "leaves the result to be guessed": ("bc,cd", (10, 3)),
+    "ellipsis": ("...c,c...->...", (10, 2)),
+    "three operands": ("bc,ck,ck->bk", (10, 3), (10, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EINSUMS)
+def test_einsum_that(name: str, net: Any, halve: Halve) -> None:
+    equation, *shapes = EINSUMS[name]
     n = net(2, 6)
-    y = n.dense("x", 6, 10)
-    assert halve(n.model(n.op("Einsum", y, n.constant(ROW[:2]), equation="bc,b->b"))).classes == 0
+    weights = [n.normal(*s) if s else n.constant(0.7) for s in shapes if s or "," in equation]
+    assert halve(n.model(n.op("Einsum", n.relu(n.dense("x", 6, 10)), *weights, equation=equation))).classes == 10
+
+
+def test_einsum_of_a_diagonal(net: Any, halve: Halve) -> None:
+    n = net(2, 6)
+    y = n.op("Einsum", n.dense("x", 6, 8), n.dense("x", 6, 8), equation="bc,bd->bcd")
+    y = n.op("Einsum", n.op("Mul", y, n.constant(1.5)), equation="bii->bi")
+    assert halve(n.model(n.op("MatMul", y, n.normal(8, 3)))).classes == 8
 
 
 def test_what_a_recurrent_layer_reads_can_go(net: Any, halve: Halve) -> None:
