@@ -22,13 +22,13 @@ class Net:
     def __init__(self, *shape: int | str, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
-        self.written = 0
+        self.within = 0  # nodes that were moved into bodies
         self.weights: list[onnx.TensorProto] = []
         self.input = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape or ("N", 3, 8, 8))
 
     def op(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """A node; a tuple of names where it has more than one output."""
-        number, self.written = self.written, self.written + 1
+        number = len(self.nodes) + self.within
         names = [f"{op.lower()}{number}_{i}" if outputs > 1 else f"{op.lower()}{number}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, names, name=f"{op}{number}", **attributes))
         return names[0] if outputs == 1 else tuple(names)

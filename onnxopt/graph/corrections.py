@@ -91,6 +91,14 @@ def _pad(model: Model, node: Node, cut: Cut) -> None:
         parameters.write(model, node, 1, "pads", [n[0] for n in new] + [n[1] for n in new])
 
 
+def _squeeze(model: Model, node: Node, cut: Cut) -> None:
+    """Name the axes: one that has come down to a length of 1 must not go as well."""
+    sizes = [len(cut.input(node, 0, k)) for k in range(cut.coupling.rank(node.inputs[0]))]
+    if not parameters.is_given(node, 1, "axes") and any(cut.input(node, 0, k).sum() < n for k, n in enumerate(sizes)):
+        axes = [k for k, n in enumerate(sizes) if n == 1]
+        parameters.write(model, node, 1, "axes", axes, as_input=model.opset >= 13)
+
+
 def _sizes_at(slot: int) -> Callable[[Model, Node, Cut], None]:
     """Sizes spelled out for the output's axes: all, or the last ones, or those of the attribute ``axes``."""
 
@@ -120,4 +128,5 @@ table: dict[str, Correction] = corrections_counts.table | {
     "Resize": _sizes_at(3),
     "Slice": _slice,
     "Split": _split,
+    "Squeeze": _squeeze,
 }

@@ -28,6 +28,7 @@ def body(
 ) -> onnx.GraphProto:
     """The nodes that were written since ``start``, taken out of the net, as a graph."""
     nodes = net.nodes[start:]
+    net.within += len(nodes)
     del net.nodes[start:]
     return helper.make_graph(nodes, "body", inputs, outputs)
 
