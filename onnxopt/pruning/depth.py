@@ -1,0 +1,231 @@
+"""Whole residual branches: y = x + f(x) where f does so little that its mean is as good.
+
+What is left of a dropped branch is one number per channel, its mean over the data: of all constants the one with the
+least squared error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+
+import numpy as np
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import label
+from onnxopt.core.stream import feeds
+from onnxopt.graph.cost import PRODUCTS, cost
+from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
+from onnxopt.graph.layer import Floats
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
+from onnxopt.runtime.session import Session
+
+_OUTPUTS_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Operand ``slot`` of the Add ``add``. ``layers`` are the labels of the layers that nothing else needs, ``macs``
+    what they compute for one sample; ``axis`` is that of its channels, counted from the last, -1."""
+
+    add: Node
+    slot: int
+    axis: int
+    layers: tuple[str, ...]
+    macs: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """What the branch makes."""
+        made: Tensor = self.add.inputs[self.slot]
+        return made
+
+
+def branches(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Branch]:
+    """The residual branches of the main graph, in its order, those within others too.
+
+    A branch is computed from the other operand; or, as at a projection, from what that is computed from, by more
+    layers. It has layers of its own, and the shape of the sum. ``shapes`` are those
+    of the model's tensors for one sample, by name; the nodes must be in order (``Model.tidy``).
+    """
+    ways = _Ways(model.graph)
+    macs = {id(n): c.macs or 0 for n, c in zip(model.nodes(), cost(model, shapes).nodes, strict=True)}
+    found = []
+    for add in model.graph.nodes:
+        if add.op != "Add" or not add.is_standard or any(is_constant(t) for t in add.inputs):
+            continue
+        a, b = add.inputs
+        shape = shapes.get(add.outputs[0].name)
+        if a is b or not shape or any(shapes.get(t.name) != shape for t in (a, b)):
+            continue
+        slot = _slot(ways, add)
+        if slot is None:
+            continue
+        layers = _products(ways.private(add, slot))
+        if layers:
+            axis = 1 - len(shape) if "Conv" in layers[-1].op else -1
+            found.append(Branch(add, slot, axis, tuple(map(label, layers)), sum(macs[id(n)] for n in layers)))
+    return found
+
+
+def means(model: Model, found: Sequence[Branch], context: Context, samples: int) -> list[Array]:
+    """What each branch makes on the average, by channel, in its own type, on the first ``samples`` samples."""
+    sums: list[Floats] = [np.zeros(())] * len(found)
+    counts, dtypes = [0] * len(found), [np.dtype(np.float32)] * len(found)
+    names = [b.tensor.name for b in found]
+    for values in context.activations(model, names, samples) if found else ():
+        for i, (name, branch) in enumerate(zip(names, found, strict=True)):
+            rows = np.moveaxis(values[name], branch.axis, -1)
+            rows = rows.reshape(-1, rows.shape[-1])
+            sums[i] = sums[i] + rows.sum(0, dtype=np.float64)
+            counts[i] += len(rows)
+            dtypes[i] = rows.dtype
+    return [(s / max(n, 1)).astype(dtype) for s, n, dtype in zip(sums, counts, dtypes, strict=True)]
+
+
+def drop(model: Model, branch: Branch, mean: Array | None) -> None:
+    """Put the mean in the branch's place, or nothing at all. The sum keeps its name and its place; what only the
+    branch needed is dead from then on."""
+    if mean is None:
+        branch.add.op = "Identity"
+        branch.add.inputs = [branch.add.inputs[1 - branch.slot]]
+        return
+    level = mean.reshape(-1, *[1] * (-1 - branch.axis))
+    branch.add.inputs[branch.slot] = model.constant(f"{branch.tensor.name}_mean", level)
+
+
+def errors(
+    model: Model,
+    original: Model,
+    found: Sequence[Branch],
+    levels: Sequence[Array | None],
+    context: Context,
+    samples: int,
+) -> Floats:
+    """How far the model's outputs are from the original's when one branch more is dropped, its level (see ``drop``) put
+    in its place.
+
+    By branch: squared error over the variance of the outputs, the mean over all outputs, on at most so many samples.
+    """
+    batches = feeds(context, samples)
+    session = Session(original, threads=context.threads)
+    expected: list[list[Array]] = []
+    for batch in batches:
+        expected.append(_numbers(session.run(batch)))
+        if sum(v.nbytes for v in expected[-1]) * (len(expected) + 1) > _OUTPUTS_BYTES:
+            break
+    powers = [_variance([values[i] for values in expected]) for i in range(len(expected[0]))]
+    places = {id(n): i for i, n in enumerate(model.graph.nodes)}
+    result = []
+    for branch, level in zip(context.track(found, "layers"), levels, strict=True):
+        other = model.clone()
+        drop(other, replace(branch, add=other.graph.nodes[places[id(branch.add)]]), level)
+        other.tidy()
+        session = Session(other, threads=context.threads)
+        lost = np.zeros(len(powers))
+        for batch, wanted in zip(batches, expected, strict=False):
+            lost += list(map(_squared, _numbers(session.run(batch)), wanted))
+        result.append(float(np.mean(lost / np.maximum(powers, 1e-30))) if powers else 0.0)
+    return np.asarray(np.nan_to_num(result, nan=np.inf, posinf=np.inf), np.float64)
+
+
+def _slot(ways: _Ways, add: Node) -> int | None:
+    """Which operand of a sum is a branch, if one is."""
+    for slot, (own, other) in enumerate((add.inputs, add.inputs[::-1])):
+        if ways.leads(other, own):
+            return slot
+    parts = [ways.private(add, slot) for slot in (0, 1)]
+    first, second = (len(_products(part)) for part in parts)
+    if first == second:
+        return None
+    slot = 0 if first > second else 1
+    sources = _sources(parts[slot])
+    return slot if sources and sources <= _sources(parts[1 - slot]) else None
+
+
+class _Ways:
+    """Who makes and who reads the tensors of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._nodes = graph.nodes
+        self._maker = {id(t): i for i, node in enumerate(graph.nodes) for t in node.outputs}
+        self._readers: dict[int, list[Node | None]] = defaultdict(list)
+        for node in graph.nodes:
+            for tensor in reads(node):
+                self._readers[id(tensor)].append(node)
+        for tensor in graph.outputs:
+            self._readers[id(tensor)].append(None)
+
+    def private(self, add: Node, slot: int) -> list[Node]:
+        """The nodes that only an operand of a sum needs, in order."""
+        found: list[Node] = []
+        ours: set[int] = set()
+        for node in self._backwards(add.inputs[slot], lambda node: id(node) in ours):
+            readers = [(r, t) for t in node.outputs for r in self._readers[id(t)]]
+            if all(id(r) in ours or (r is add and t is add.inputs[slot]) for r, t in readers):
+                ours.add(id(node))
+                found.append(node)
+        return found[::-1]
+
+    def leads(self, start: Tensor, end: Tensor) -> bool:
+        """Is one tensor computed from another?"""
+        first = self._maker.get(id(start), -1)
+        walk = self._backwards(end, lambda node: self._maker[id(node.outputs[0])] > first)
+        return any(t is start for node in walk for t in reads(node))
+
+    def _backwards(self, tensor: Tensor, passes: Callable[[Node], bool]) -> Iterator[Node]:
+        """The node that makes a tensor, and those before the nodes that ``passes`` is true of, the last ones first."""
+        seen = {self._maker.get(id(tensor), -1)}
+        waiting = [-i for i in seen if i >= 0]
+        while waiting:
+            node = self._nodes[-heappop(waiting)]
+            yield node
+            if passes(node):
+                for i in {self._maker.get(id(t), -1) for t in reads(node)} - seen - {-1}:
+                    seen.add(i)
+                    heappush(waiting, -i)
+
+
+def _products(nodes: Iterable[Node]) -> list[Node]:
+    """The layers among nodes and in their bodies."""
+    return [inner for node in nodes for inner in (node, *_within(node)) if inner.op in PRODUCTS]
+
+
+def _within(node: Node) -> Iterator[Node]:
+    """The nodes in a node's bodies, and in theirs."""
+    for body in node.bodies():
+        for inner in body.nodes:
+            yield inner
+            yield from _within(inner)
+
+
+def _sources(nodes: Iterable[Node]) -> set[int]:
+    """The tensors that nodes read and do not make (their ``id``), without constants."""
+    made = {id(t) for node in nodes for t in node.outputs}
+    made |= {id(t) for node in nodes for inner in _within(node) for t in inner.outputs}
+    return {id(t) for node in nodes for t in reads(node) if not is_constant(t)} - made
+
+
+def _numbers(outputs: Mapping[str, Array]) -> list[Array]:
+    """The outputs that answer in floats; if there are none, all numbers."""
+    found = [v for v in outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"]
+    return [v for v in found if v.dtype.kind == "f"] or found
+
+
+def _squared(got: Array, wanted: Array) -> float:
+    """The squared error; of an answer of another size, as if it were 0."""
+    got = got if got.shape == wanted.shape else np.zeros_like(wanted)
+    return float(np.square(np.subtract(got, wanted, dtype=np.float64)).sum())
+
+
+def _variance(values: Sequence[Array]) -> float:
+    """The power of an output about what it is on the average; of one sample, or of constants, all its power."""
+    power = sum(float(np.square(v, dtype=np.float64).sum()) for v in values)
+    if len({v.shape[1:] for v in values}) > 1 or not values[0].ndim:
+        return power
+    total = sum(v.sum(0, dtype=np.float64) for v in values)
+    about = power - float(np.square(total).sum()) / max(sum(len(v) for v in values), 1)
+    return about if about > 1e-9 * power else power
