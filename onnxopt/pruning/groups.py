@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.core.pass_ import label
 from onnxopt.graph.coupling import Coupling
@@ -42,9 +43,32 @@ class Frozen:
     parameters: int
 
 
+class Ties:
+    """The groups of a model as it is when this is made; it can be cut then.
+
+    ``groups`` are all channels that its layers make: first those that can go, in the order of the layers.
+    """
+
+    def __init__(self, coupling: Coupling, makers: Sequence[Producer]) -> None:
+        self._makers = makers
+        self._width = widths(makers, coupling)
+        movable = list(_movable(coupling, makers, self._width))
+        self._classes = [classes for _, classes in movable]
+        self.groups = [*(group for group, _ in movable), *_staying(coupling, makers)]
+
+    def kept(self, stays: Mapping[int, npt.NDArray[np.bool_]]) -> list[int]:
+        """How many channels are left of each group; ``stays``: which outputs of a layer, by its ``id``."""
+        left = np.zeros(len(self._width), bool)
+        for m in self._makers:
+            left[m.classes[stays[id(m.layer)]]] = True
+        width = np.where(left, self._width, 0)
+        whole = self.groups[len(self._classes) :]
+        return [*(int(width[classes].sum()) for classes in self._classes), *(group.channels for group in whole)]
+
+
 def groups(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list[Group]:
-    """All channels that the layers of a model make: first those that can go, in the order of the graph."""
-    return [*_movable(coupling, makers), *_staying(coupling, makers)]
+    """Who is tied to whom, as ``Ties`` has it."""
+    return Ties(coupling, makers).groups
 
 
 def frozen(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list[Frozen]:
@@ -60,22 +84,22 @@ def frozen(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list
     return sorted(found, key=lambda f: -f.parameters)
 
 
-def _movable(coupling: Coupling, makers: Sequence[Producer]) -> Iterator[Group]:
-    """Blocks that the same layers make and the same nodes read are one group; in the order of the first layers."""
+def _movable(coupling: Coupling, makers: Sequence[Producer], width: Labels) -> Iterator[tuple[Group, Labels]]:
+    """Groups with their classes: the blocks that the same layers make and the same nodes read."""
     blocks = coupling.blocks()
     block_of = np.full(coupling.count + 1, len(blocks), np.intp)
     for i, block in enumerate(blocks):
         block_of[block] = i
     made = _by_block(block_of, len(blocks), ((m.layer, m.classes) for m in makers))
     read = _by_block(block_of, len(blocks), ((p.node, coupling.input(*p)) for p in coupling.contractions))
-    width = widths(makers, coupling)
     together: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Labels]] = {}
     for block, names, readers in zip(blocks, made, read, strict=True):
         if names:
             together.setdefault((names, readers), []).append(block)
     place = {label(m.layer): i for i, m in reversed(list(enumerate(makers)))}
     for (names, readers), parts in sorted(together.items(), key=lambda item: place[item[0][0][0]]):
-        yield Group(names, readers, int(sum(width[p].sum() for p in parts)), sum(map(len, parts)))
+        classes = np.concatenate(parts)
+        yield Group(names, readers, int(width[classes].sum()), len(classes)), classes
 
 
 def _by_block(block_of: Labels, count: int, places: Iterable[tuple[Node, Labels]]) -> list[tuple[str, ...]]:

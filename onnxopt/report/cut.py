@@ -26,7 +26,7 @@ class Kept:
 class Tied:
     """Layers that make the same channels, and the nodes that sum over them.
 
-    The channels can go in ``classes`` parts, of which ``kept`` stay (None: nothing was cut yet); ``why`` they all stay.
+    The ``channels`` can go in ``classes`` parts; ``kept`` of them stay (None: nothing was cut yet). ``why`` all do.
     """
 
     makers: tuple[str, ...]

@@ -23,7 +23,7 @@ def render_cut(found: Cut, spec: str, *, verbose: bool = False) -> Iterator[Rend
         yield table(f"channels kept by {spec}", ("layer", " ", "channels"), limited(rows, verbose))
     if len(found.curve) > 1:
         yield _curve(found.curve, spec, verbose)
-    cut = [g for g in found.groups if verbose or (g.kept is not None and g.kept < g.classes)]
+    cut = [g for g in found.groups if verbose or (g.kept is not None and g.kept < g.channels)]
     if cut:
         yield _groups(f"channels that go together, of {spec}", cut, verbose, verbose)
     if found.frozen:

@@ -37,6 +37,7 @@ def to_html(report: Report) -> str:
         comparison=rows.comparison(before, after, report.validation, outputs=True) if before is not None else [],
         steps=[_step(step) for step in report.passes],
         notes=rows.notes(report),
+        machine=dict(_said(name, value) for name, value in report.machine.items() if value is not None),
         canvas=(plot.WIDTH, plot.HEIGHT),
     )
     return _UNSPEAKABLE.sub("�", page)
@@ -67,6 +68,13 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
         elif v.agreement is not None:
             yield "same top answer", words.share(v.agreement), f"of {v.samples} samples"
         yield "signal to noise", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"
+
+
+def _said(name: str, value: Any) -> tuple[str, str]:
+    """A remark on the machine as people read it."""
+    if name.endswith("_bytes") and isinstance(value, int):
+        return name.removesuffix("_bytes").replace("_", " "), words.size(value)
+    return name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _step(step: StepReport) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 640, 240
 # Room for the ticks' texts.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 26, 12, 44
 _TICKS = 5
 
 

@@ -35,14 +35,14 @@ def test_parts_of_a_concat(tmp_path: Path, run, zoo) -> None:
 def test_unknown_operators_are_named_with_what_they_cost(tmp_path: Path, run, net) -> None:
     model = onnx.load(net)
     relu = next(n for n in model.graph.node if n.name == "relu2")
-    relu.op_type, relu.domain = "Gelu", "com.microsoft"
+    relu.op_type, relu.domain = "Trilu", "com.microsoft"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, tmp_path / "m.onnx")
     done = run("inspect", tmp_path / "m.onnx", "--coupling", "--report", tmp_path / "r.json", "--quiet")
     assert done == (0, "", "")
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["schema"], found["passes"]) == ("onnxopt-inspection-1", [])
-    why = "com.microsoft.Gelu 'relu2' has no rule"
+    why = "com.microsoft.Trilu 'relu2' has no rule"
     assert found["coupling"]["frozen"][0] == {"why": why, "layers": ["conv2"], "parameters": 64 * 32 * 9}
     assert found["coupling"]["groups"][0] == {
         "makers": ["conv1"], "readers": ["conv2"], "channels": 32, "classes": 32, "why": "", "kept": None,

@@ -181,3 +181,11 @@ def test_progress_is_plain_lines_off_a_terminal(capsys) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("counting: 1 of 3, ")
     assert lines[-1].startswith("counting: 3 done in ")
+
+
+def test_the_report_is_a_page_where_its_name_says_so(net: Path, run) -> None:
+    page = net.parent / "r.html"
+    assert run("optimize", net, "--passes", "clean", "--no-validate", "--quiet", "--report", page).code == 0
+    text = page.read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    assert "net.opt.onnx" in text

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.cutting import Cut
 from onnxopt.graph.model import Model
 from onnxopt.pruning import channels
-from onnxopt.pruning.groups import Frozen, Group, frozen, groups
+from onnxopt.pruning.groups import Frozen, Group, Ties, frozen, groups
 
 Zoo = dict[str, Callable[[], onnx.ModelProto]]
 
@@ -68,11 +69,11 @@ def test_layers_that_stay_for_one_reason_are_one_group(net: Any) -> None:
 def test_unknown_operators_are_named_and_cost(net: Any) -> None:
     n = net()
     x = n.relu(n.conv(n.relu(n.conv("x", 3, 8)), 8, 16))
-    n.nodes.append(helper.make_node("Gelu", [x], ["g"], name="bell", domain="com.microsoft"))
-    n.nodes.append(helper.make_node("Gelu", [n.conv("g", 16, 4)], ["y"], name="last", domain="com.microsoft"))
+    n.nodes.append(helper.make_node("Trilu", [x], ["g"], name="bell", domain="com.microsoft"))
+    n.nodes.append(helper.make_node("Trilu", [n.conv("g", 16, 4)], ["y"], name="last", domain="com.microsoft"))
     tied, costs = found(unchecked(n))
     assert tied[0] == Group(("Conv0",), ("Conv2",), 8, 8)
-    why = "com.microsoft.Gelu '{}' has no rule".format
+    why = "com.microsoft.Trilu '{}' has no rule".format
     assert tied[1:] == [Group(("Conv2",), (), 16, 0, why("bell")), Group(("Conv5",), (), 4, 0, why("last"))]
     assert costs == [Frozen(why("bell"), ("Conv2",), 16 * 8 * 9), Frozen(why("last"), ("Conv5",), 4 * 16 * 9)]
 
@@ -102,6 +103,26 @@ def test_shared_weights_cost_once(net: Any) -> None:
     (cost,) = costs
     assert cost.layers == ("MatMul0", "MatMul1")
     assert cost.parameters == 36
+
+
+def test_what_is_left_of_each_group(zoo: Zoo) -> None:
+    model = Model.from_proto(zoo["split_and_joined"]())
+    context = Context(model, open_dataset(None, model.inputs, samples=2))
+    coupling = Coupling(model, context.shapes(model), context.free_axes(model))
+    makers = channels.producers(model.graph, coupling)
+    ties = Ties(coupling, makers)
+    first, second = coupling.blocks()[:2]
+    cut = Cut(coupling, np.concatenate([first[:4], second[:7]]))
+    stays = {id(m.layer): cut.output(m.layer, m.axis) for m in makers}
+    cut.apply(model)
+    found = {g.makers: (left, g.channels) for g, left in zip(ties.groups, ties.kept(stays), strict=True)}
+    assert found == {
+        ("Conv0",): (12, 16),
+        ("Conv0", "Conv6"): (9, 16),
+        ("Conv4",): (16, 16),
+        ("Conv9",): (32, 32),
+        ("Gemm13",): (5, 5),
+    }
 
 
 def test_layers_that_cannot_be_judged(net: Any) -> None:

@@ -23,6 +23,7 @@ from onnxopt.report.report import (
     Validation,
     Verdict,
 )
+from onnxopt.report.tables import Bar
 from onnxopt.report.text import PassLine, render, render_execution, render_inspection, render_passes
 
 VALIDATION = Validation(
@@ -291,3 +292,66 @@ def test_lists_of_records_are_tables() -> None:
     assert "37.12" in lines
     assert "repair 9" in shown(render(report, verbose=True))
     assert "[1, 2]" not in lines
+
+
+CUT = {
+    "channels": {f"conv{i}": [32, 32 - 2 * i] for i in range(10)} | {"[red]": [8, 1]},
+    "curve": [[i / 40, i * i / 1000] for i in range(21)],
+    "groups": [
+        {"makers": [f"m{i}" for i in range(8)], "readers": ["r"], "channels": 32, "classes": 16, "kept": 24, "why": ""},
+        {"makers": ["whole"], "readers": ["s"], "channels": 16, "classes": 16, "kept": 16, "why": ""},
+        {"makers": ["last"], "readers": [], "channels": 10, "classes": 0, "kept": 10, "why": "it is an output"},
+    ],
+    "frozen": [{"why": "own.Odd 'n' has no rule", "layers": ["a", "b", "c", "d"], "parameters": 1234}],
+    "repaired": [{"layer": "z", "before": 0.2}],
+}
+
+
+def test_what_a_step_removed() -> None:
+    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), CUT),))
+    found = lines(render(report))
+    assert ["channels kept by prune"] in found
+    assert ["conv0", "█" * 24, "32 of 32"] in found
+    assert ["conv4", "█" * 18 + "░" * 6, "24 of 32"] in found
+    assert ["and 3 more"] in found
+    assert ["12.5 %", "█" * 6 + "░" * 18, "0.025"] not in found
+    assert ["0.0 %", "░" * 24, "0"] in found
+    assert ["50.0 %", "█" * 24, "0.4"] in found
+    assert sum(len(row) == 3 and row[0].endswith("%") and "░" in row[1] for row in found) == 7
+    assert ["made by", "read by", "channels", "in classes", "kept"] in found
+    assert ["m0, m1, m2 + 5 more", "r", "32", "16", "24"] in found
+    assert not any(row[:1] in (["whole"], ["last"]) for row in found)
+    assert ["own.Odd 'n' has no rule", "a, b, c + 1 more", "1.23 k"] in found
+    assert ["repaired by prune"] in found
+    everything = lines(render(report, verbose=True))
+    assert ["[red]", "█" * 3 + "░" * 21, "1 of 8"] in everything
+    assert ["25.0 %", "█" * 6 + "░" * 18, "0.1"] in everything
+    assert ["last", "10", "10", "it is an output"] in everything
+    assert ["own.Odd 'n' has no rule", "a, b, c, d", "1.23 k"] in everything
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"channels": {}, "curve": [], "groups": [], "frozen": []},
+        {"channels": {"a": [0, 0]}, "curve": [[0, 0]], "groups": 3, "frozen": [1]},
+        {"channels": {"a": [1, 2]}, "curve": [[0, "Infinity"], [0.1, "NaN"]], "groups": [{"makers": ["a"]}]},
+        {"channels": "many", "curve": [1, 2], "frozen": [{"why": "w"}]},
+    ],
+)
+def test_figures_of_another_form_are_not_drawn(figures: dict[str, object]) -> None:
+    text = shown(render(replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), figures),))))
+    for title in ("channels kept", "predicted error", "go together", "channels that stay"):
+        assert title not in text
+    assert "groups by prune" in text or not isinstance(figures.get("groups"), list) or not figures["groups"]
+
+
+def test_bars_where_only_ascii_can_be_written() -> None:
+    options = Console(file=io.StringIO()).options.update()
+    options.encoding = "ascii"
+    drawn = [
+        "".join(s.text for s in Bar(share).__rich_console__(Console(), options)) for share in (0, 0.001, 0.5, 0.999, 1)
+    ]
+    assert [d.count("#") for d in drawn] == [0, 1, 12, 23, 24]
+    assert all(set(d) <= {"#", "."} and len(d) == 24 for d in drawn)

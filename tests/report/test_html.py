@@ -1,0 +1,195 @@
+"""The page: every figure is on it, nothing in it runs, and what models call things stays text."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from onnxopt.errors import OutputError
+from onnxopt.report.html import to_html, write_report
+from onnxopt.report.json import read_json
+from onnxopt.report.plot import HEIGHT, WIDTH, plot
+from onnxopt.report.report import FileInfo, GateResult, Latency, OutputQuality, Report, StepReport, Validation
+
+EVIL = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
+VALIDATION = Validation(
+    target="native",
+    samples=500,
+    sqnr_db=28.4,
+    cosine=0.99912,
+    outputs=(OutputQuality("scores", 28.4, 0.999, 0.1), OutputQuality(EVIL, math.inf, 1.0, math.nan, 0.99)),
+    agreement=0.985,
+    accuracy=0.805,
+    accuracy_reference=0.81,
+    accuracy_top5=None,
+    accuracy_top5_reference=None,
+    latency_ms=1.0,
+    latency_reference_ms=2.0,
+    latency=Latency(1.0, 0.9, 1.1),
+    latency_reference=Latency(2.0, 1.9, 2.1),
+    speedup=2.0,
+    speedup_low=1.95,
+    speedup_high=2.05,
+    threads=1,
+    batch=1,
+    peak_memory_bytes=5_000_000,
+    peak_memory_reference_bytes=10_000_000,
+    notes=("of the validation",),
+)
+FIGURES = {
+    "channels": {"conv1": [32, 24], EVIL: [64, 64]},
+    "curve": [[0.0, 0.0], [0.1, 0.002], [0.25, 0.01]],
+    "groups": [
+        {"makers": [f"m{i}" for i in range(8)], "readers": ["r"], "channels": 32, "classes": 16, "kept": 24, "why": ""},
+        {"makers": ["last"], "readers": [], "channels": 10, "classes": 0, "kept": 10, "why": "it is an output"},
+    ],
+    "frozen": [{"why": "own.Odd 'n' has no rule", "layers": [EVIL], "parameters": 1234}],
+    "proof": 1.25e-7,
+    "repaired": [{"layer": EVIL, "before": 0.2, "after": 0.1}],
+    "check": {"scores": math.inf},
+    "notes": ["of the pass"],
+}
+REPORT = Report(
+    versions={"onnx": "1.23"},
+    machine={"cpu": "fast one", "instructions": ["avx", "vnni"], "memory_bytes": 8_000_000_000, "system": None},
+    passes=(StepReport("fold-bn", 0.1, 3), StepReport("prune", 1.5, 7, ((EVIL, "first"), ("b", "last")), FIGURES)),
+    notes=("of the run",),
+    input=FileInfo("a.onnx", "0a0b", 1000, 250, 4000),
+    output=FileInfo("b.onnx", "1c1d", 300, 200, 1000),
+    validation=(VALIDATION,),
+    gates=(
+        GateResult("max-drop", 0.01, 0.005, True, "0.5 points lost"),
+        GateResult("min-speedup", 3, 2.0, False, "3 wanted"),
+        GateResult("other", 0, None, None, "nothing to judge"),
+    ),
+    verdict="accepted",
+)
+
+
+def tree(report: Report) -> ElementTree.Element:
+    return ElementTree.fromstring(to_html(report))
+
+
+def text_of(element: ElementTree.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def rows(report: Report) -> list[list[str]]:
+    return [[text_of(cell) for cell in row] for row in tree(report).iter("tr")]
+
+
+def test_every_gate_and_figure_shows() -> None:
+    found, text = rows(REPORT), text_of(tree(REPORT))
+    assert ["max-drop", "holds", "0.5 points lost"] in found
+    assert ["min-speedup", "fails", "3 wanted"] in found
+    assert ["other", "not judged", "nothing to judge"] in found
+    assert ["size", "1.00 kB", "300 bytes", "30 %"] in found
+    assert ["accuracy", "81.0 %", "80.5 %", "-0.5 points"] in found
+    assert ["scores", "", "28.4 dB", "largest error 0.1"] in found
+    assert ["conv1", "", "24 of 32"] in found
+    assert ["last", "", "10", "", "10", "it is an output"] in found
+    assert found[[r[1:3] for r in found].index(["r", "32"])][2:] == ["32", "16", "24", ""]
+    assert ["own.Odd 'n' has no rule", EVIL, "1.23 k"] in found
+    assert [EVIL, "0.2", "0.1"] in found
+    assert ["1", "first", EVIL] in found
+    for words in (
+        "accepted: saved as b.onnx", "2.00 x", "4.00 k → 1.00 k", "m0, m1, m2 + 5 more", "m6, m7", "proof 1.25e-07",
+        '"scores": "Infinity"', "of the pass", "of the run", "of the validation", "3 changed, 0 left alone, 0.1 s",
+        "cpu fast one", "instructions avx, vnni", "memory 8.00 GB", "onnx 1.23", "sha256 1c1d",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_names_are_text() -> None:
+    page = to_html(REPORT)
+    elements = {e.tag for e in ElementTree.fromstring(page).iter()}
+    assert elements.isdisjoint({"script", "img", "link", "iframe"})
+    assert page.count("&lt;script&gt;") == 5
+    assert re.findall(r"\b(?:src|href|on\w+)=", re.sub(r"&lt;.*?&gt;", "", page)) == []
+    assert "default-src 'none'" in page
+
+
+def test_the_page_is_html_as_well() -> None:
+    class Balanced(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            self.stack.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            assert tag in ("meta", "rect", "line", "path", "polyline")
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.stack.pop() == tag
+
+    page = to_html(REPORT)
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.stack == []
+    assert page.startswith("<!DOCTYPE html>")
+
+
+def test_characters_that_no_page_can_hold() -> None:
+    odd = replace(REPORT, notes=("a\x00b\x1b[31mc\udcffd\uffff é 漢 😀",))
+    assert "a�b�[31mc�d� é 漢 😀" in text_of(tree(odd))
+
+
+def test_what_is_missing_is_not_shown() -> None:
+    bare = text_of(tree(Report({}, {})))
+    for words in ("Gates", "Passes", "Notes", "Original"):
+        assert words not in bare
+    plain = replace(REPORT, passes=(StepReport("prune", 1.0, 0, figures={"channels": 5, "curve": [[0, 0]]}),))
+    text = text_of(tree(plain))
+    for words in ("Channels kept", "Predicted error", "go together", "left alone ("):
+        assert words not in text
+    rejected = replace(REPORT, output=None, verdict="rejected", validation=(replace(VALIDATION, accuracy=None),))
+    assert ["size", "1.00 kB", "", ""] in rows(rejected)
+    assert "same top answer 98.5 % of 500 samples" in text_of(tree(rejected))
+
+
+def test_bars_and_curve() -> None:
+    page = tree(REPORT)
+    assert [r.get("width") for r in page.iter("rect") if r.get("class") == "kept"] == ["75.0", "100.0"]
+    (line,) = page.iter("polyline")
+    points = [tuple(map(float, p.split(","))) for p in str(line.get("points")).split()]
+    found = plot([(0.0, 0.0), (0.1, 0.002), (0.25, 0.01)])
+    assert points == list(found.points)
+    assert "25.0 % saved, error 0.01" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("points", "across", "up"),
+    [
+        ([(0, 0), (0.25, 0.01)], [0, 0.05, 0.1, 0.15, 0.2, 0.25], [0, 0.002, 0.004, 0.006, 0.008, 0.01]),
+        ([(0, 0), (0, 0)], [0, 0.2, 0.4, 0.6, 0.8, 1], [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ([(-0.05, 0), (0.4, 3e-9)], [-0.1, 0, 0.1, 0.2, 0.3, 0.4], [0, 1e-9, 2e-9, 3e-9]),
+    ],
+)
+def test_ticks_are_round_and_hold_every_point(
+    points: list[tuple[float, float]], across: list[float], up: list[float]
+) -> None:
+    found = plot(points)
+    assert [t.value for t in found.across] == pytest.approx(across)
+    assert [t.value for t in found.up] == pytest.approx(up)
+    assert found.points[0][0] == pytest.approx(found.left if points[0][0] == 0 else 119, abs=0.5)
+    assert all(found.left <= x <= found.right < WIDTH and 0 < found.top <= y <= found.bottom for x, y in found.points)
+    assert found.bottom < HEIGHT
+
+
+def test_the_name_says_what_is_written(tmp_path: Path) -> None:
+    write_report(REPORT, tmp_path / "r.HTML")
+    assert (tmp_path / "r.HTML").read_text(encoding="utf-8") == to_html(REPORT)
+    for name in ("r.json", "r.txt", "r"):
+        write_report(REPORT, tmp_path / name)
+        assert read_json(tmp_path / name).verdict == "accepted"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r", "r.HTML", "r.json", "r.txt"]
+    with pytest.raises(OutputError, match=r"cannot write the report .*r\.html: .*; choose another place with --report"):
+        write_report(REPORT, tmp_path / "no" / "r.html")
