@@ -83,16 +83,15 @@ def weight(layer: Node) -> Array:
     if stored is layer.inputs[1]:
         return np.asarray(stored.values)
     source = layer.inputs[1].inputs[0]
-    axis = int(source.attrs.get("axis", 1))
-    scale, *zero = (_along(t.values, stored.shape, axis) for t in source.inputs[1:] if not t.is_empty())
+    axis, block = (int(source.attrs.get(name, default)) for name, default in (("axis", 1), ("block_size", 0)))
+    scale, *zero = (_along(t.values, stored.shape, axis, block) for t in source.inputs[1:] if not t.is_empty())
     return np.asarray((stored.values.astype(scale.dtype) - (zero[0].astype(scale.dtype) if zero else 0)) * scale)
 
 
-def _along(parameter: Array, shape: Sequence[int], axis: int) -> Array:
+def _along(parameter: Array, shape: Sequence[int], axis: int, block: int) -> Array:
     """A scale or zero point, so that it broadcasts: one for all, for each index of the axis, or for blocks of them."""
-    if parameter.ndim == len(shape) > 1:
-        block = -(-shape[axis] // parameter.shape[axis])
-        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
+    if block:
+        return parameter.take(np.arange(shape[axis]) // block, axis)
     return parameter.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
 
 

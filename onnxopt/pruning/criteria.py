@@ -129,7 +129,7 @@ def _activations(model: Model, coupling: Coupling, context: Context, samples: in
     places = {
         (node.inputs[slot].name, axis): coupling.input(node, slot, axis)
         for node, slot, axis in coupling.contractions
-        if id(node) in outer
+        if id(node) in outer and not is_constant(node.inputs[slot])
     }
     places = {place: classes for place, classes in places.items() if classes.any()}
     total = {place: np.zeros(len(classes)) for place, classes in places.items()}

@@ -77,16 +77,20 @@ class Planner:
         shapes = context.shapes(model)
         coupling = Coupling(model, shapes, context.free_axes(model))
         makers = channels.producers(model.graph, coupling)
-        plain = criteria.score("l1", model, coupling, makers, context, settings.samples)
-        held = self._held(model, coupling, makers)
-        blocks = self._blocks(coupling, makers, plain, held)
+        judged_by: Criterion = "l1" if settings.criterion == "obs" else settings.criterion
+        score = criteria.score(judged_by, model, coupling, makers, context, settings.samples)
+        made = criteria.made(makers, coupling)
+        unjudged = made[np.isnan(score[made])].tolist()
+        held = dict.fromkeys(unjudged, f"criterion={judged_by} says nothing of its channels")
+        held |= self._held(model, coupling, makers)
+        blocks = self._blocks(coupling, makers, score, held)
         if settings.budget is None:
             blocks = [b._replace(levels=self._share(b, makers, part)) for b in blocks]
         for block in blocks:
             if not block.most:
                 held |= dict.fromkeys(block.classes.tolist(), _NARROW)
         blocks = [b for b in blocks if b.most]
-        rankings = self._rankings(model, coupling, makers, blocks, plain)
+        rankings = self._rankings(model, coupling, blocks, score)
         if settings.budget is None:
             return Plan(coupling, makers, _joined([r.order for r in rankings]), held)
         found = self._costs(model, coupling, blocks, shapes)
@@ -133,11 +137,11 @@ class Planner:
             first = int(block[0])
             if first in held or np.isnan(score[first]):
                 continue
-            step = channels.step(len(block), int(width[first]), self._settings.align, self._context.target.channel_step)
+            wide = int(width[first])
+            able = channels.levels(len(block), wide, self._settings.align, self._context.target.channel_step)
             least = self._settings.min_keep
-            fewest = max(1, least * len(block) if least < 1 else least / int(width[first]))
-            levels = np.arange((len(block) - 1) // step * step, 0, -step)
-            found.append(Block(block, np.array([len(block), *levels[levels >= fewest]], np.float64)))
+            fewest = max(1, least * len(block) if least < 1 else least / wide)
+            found.append(Block(block, able[able >= min(fewest, len(block))]))
         return found
 
     def _share(self, block: Block, makers: Sequence[Producer], part: float) -> Floats:
@@ -147,16 +151,11 @@ class Planner:
         wanted = min((1 - self._settings.ratio * part) * len(block.classes) * grown, block.levels[0])
         return np.array([block.levels[0], block.levels[block.levels >= wanted - 1e-6][-1]])
 
-    def _rankings(
-        self, model: Model, coupling: Coupling, makers: Sequence[Producer], blocks: Sequence[Block], plain: Floats
-    ) -> list[Ranking]:
+    def _rankings(self, model: Model, coupling: Coupling, blocks: Sequence[Block], score: Floats) -> list[Ranking]:
         settings, context = self._settings, self._context
         if settings.criterion == "obs":
             probe = Probe(model, context) if settings.budget is not None and blocks else None
-            return selection.by_data(model, coupling, blocks, plain, context, settings.samples, probe)
-        score = plain
-        if settings.criterion != "l1":
-            score = criteria.score(settings.criterion, model, coupling, makers, context, settings.samples)
+            return selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
         return [selection.by_score(b, score) for b in blocks]
 
     def _costs(
