@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxopt.graph import parameters
 from onnxopt.graph.dims import Entry, Size
-from onnxopt.graph.labels import Operand, Rules, Site
+from onnxopt.graph.labels import Labels, Operand, Rules, Site
 
 rules = Rules()
 
@@ -94,17 +94,22 @@ def reshape(site: Site) -> None:
     for k in [k for k in range(y.rank) if y.shape[k] == 1 or not able[k]]:
         site.freeze(y[k], "asks for their number")
     for ours, theirs in _factors(x.shape, y.shape):
-        if not all(able[k] for k in theirs):
-            continue
-        if len(ours) == len(theirs) == 1:
-            site.equal(x[ours[0]], y[theirs[0]])
-        elif len(ours) == 1:
-            site.choose(x[ours[0]], [y[k] for k in theirs])
-        elif len(theirs) == 1:
-            site.choose(y[theirs[0]], [x[k] for k in ours])
-        else:
-            for k in theirs:
-                site.freeze(y[k], "folds them in a way that has no factors")
+        if all(able[k] for k in theirs):
+            _refold(site, [x[k] for k in ours], [y[k] for k in theirs])
+
+
+def _refold(site: Site, *sides: Sequence[Labels]) -> None:
+    """Axes that hold the same, folded in two ways: both are made of the factors between all their borders."""
+    borders = [np.cumprod([len(axis) for axis in side], dtype=np.int64) for side in sides]
+    steps = np.unique(np.concatenate([[1], *borders]))
+    if (steps[1:] % steps[:-1]).any():
+        for axis in (axis for side in sides for axis in side):
+            site.freeze(axis, "folds them in a way that has no factors")
+        return
+    factors = site.fresh(*(steps[1:] // steps[:-1]).tolist())
+    for side, own in zip(sides, borders, strict=True):
+        for axis, (start, end) in zip(side, pairwise([0, *np.searchsorted(steps, own)]), strict=True):
+            site.choose(axis, factors[start:end])
 
 
 def _factors(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

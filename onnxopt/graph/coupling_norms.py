@@ -66,11 +66,13 @@ def root_mean_square_of_sum(site: Site) -> None:
 
 @rules.on("LayerNormalization", "com.microsoft.SkipLayerNormalization")
 def layer(site: Site) -> None:
-    """The axes before those that are normalised."""
-    x = site.operands()[0]
-    for y in site.outputs:
+    """The axes before those that are normalised, of x, of what is added to it, of the outputs."""
+    x, *others = site.operands()
+    for y in (*others, *site.outputs):
         if y.rank == x.rank:
-            site.pass_on(x, y, range(range(x.rank)[int(site.attr("axis", -1))]))
+            site.pass_on(
+                x, y, [k for k in range(range(x.rank)[int(site.attr("axis", -1))]) if x.shape[k] == y.shape[k]]
+            )
 
 
 @rules.on("LpNormalization")

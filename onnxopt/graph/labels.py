@@ -249,12 +249,18 @@ class Site:
         return [np.arange(start, start + n) for start, n in zip(first, lengths, strict=True)]
 
     def choose(self, one: Labels, several: Sequence[Labels]) -> None:
-        """``one`` is the product of ``several``, outermost first: at most one of these can be cut."""
-        why = f"{self.node.op} '{self.name}' folds them with another axis"
-        self.statements.choices.append(Choice(one, tuple(p for p in several if len(p) > 1), why))
-        for part in several:
-            if len(part) == 1:
-                self.statements.freeze(part, why)
+        """``one`` is the product of ``several``, outermost first: at most one of these can be cut.
+
+        Those of length 1 stay.
+        """
+        why = "folds them with another axis"
+        for part in (p for p in several if len(p) == 1):
+            self.freeze(part, why)
+        long = tuple(p for p in several if len(p) > 1)
+        if len(long) == 1:
+            self.equal(one, long[0])
+        else:
+            self.statements.choices.append(Choice(one, long, f"{self.node.op} '{self.name}' {why}"))
 
 
 Rule: TypeAlias = Callable[[Site], None]

@@ -14,6 +14,7 @@ from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.ir import Node
+from onnxopt.graph.labels import Fold
 from onnxopt.graph.model import Model
 from onnxopt.graph.verify import boundary, faults
 from onnxopt.numerics.tolerance import deviation
@@ -33,24 +34,25 @@ class Outcome:
         return next(n for n in self.cut.graph.nodes if n.name == name)
 
 
-def _halve(proto: onnx.ModelProto, seed: int = 0, *, matters: bool = True) -> Outcome:
+def _halve(proto: onnx.ModelProto, seed: int = 0, *, matters: bool = True, fold: Fold = "longest") -> Outcome:
     """Remove half of each block, chosen by ``seed``, and hold the result against the masked model.
 
     The channels that go must matter to the outputs, or the comparison would show nothing.
     """
     model = Model.from_proto(proto)
-    whole, expected = model.clone(), boundary(model)
+    whole, expected, known = model.clone(), boundary(model), faults(model)
     context = Context(whole, open_dataset(None, model.inputs, samples=4))
-    coupling = Coupling(model, context.shapes(model), context.free_axes(model))
+    coupling = Coupling(model, context.shapes(model), context.free_axes(model), fold=fold)
     rng = np.random.default_rng(seed)
     removed = np.concatenate([np.zeros(0, np.intp), *(rng.permutation(b)[: len(b) // 2] for b in coupling.blocks())])
     cut = Cut(coupling, removed)
     masked = cut.masked(model)
     cut.apply(model)
     model.tidy()
-    assert faults(model, expected) == []
-    assert faults(masked, expected) == []
-    onnx.checker.check_model(model.to_proto(), full_check=True)
+    assert faults(model, expected) == known
+    assert faults(masked, expected) == known
+    if not known:
+        onnx.checker.check_model(model.to_proto(), full_check=True)
     feed = next(iter(context.dataset.batches(4)))
     wanted, got = Session(masked, optimize=False).run(feed), Session(model, optimize=False).run(feed)
     for name, value in wanted.items():
