@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
+import re
 import tomllib
 import types
 import typing
@@ -109,7 +110,8 @@ def make(name: str, values: Mapping[str, Any]) -> Pass:
 
 
 def _parse_one(text: str) -> Pass:
-    name, *items = text.split(":")
+    # No option begins with a digit: such a colon belongs to a value, as in pattern=2:4.
+    name, *items = re.split(r":(?!\d)", text)
     values: dict[str, str] = {}
     for item in items:
         key, equals, value = item.partition("=")

@@ -94,19 +94,34 @@ def write(model: Model, layer: Node, weight: Floats, bias: Floats) -> None:
 
 def _add_behind(model: Model, layer: Node, shift: Array) -> None:
     """A MatMul has no bias: what it would be goes into the constant that is added next, or into an Add of its own."""
+    if found := _added(model, layer):
+        follower, slot = found
+        old = follower.inputs[slot]
+        follower.inputs[slot] = model.constant(old.name, np.asarray(old.values + shift, shift.dtype))
+        return
+    if not shift.any():
+        return
     y = layer.outputs[0]
-    follower = y.outputs[0] if len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs) else None
-    if follower is not None and follower.op == "Add" and follower.is_standard:
-        slot = next((i for i, t in enumerate(follower.inputs) if is_constant(t) and t.dtype == shift.dtype), None)
-        if slot is not None and len(follower.inputs[slot].shape) <= 1:
-            old = follower.inputs[slot]
-            follower.inputs[slot] = model.constant(old.name, np.asarray(old.values + shift, shift.dtype))
-            return
     product = Variable(model.fresh_name(f"{y.name}_product"), y.dtype, y.shape)
     layer.outputs = [product]
     bias = model.constant(f"{y.name}_bias", shift)
     add = Node("Add", model.fresh_name(f"{label(layer)}_bias"), [product, bias], [y])
     model.graph.nodes.insert(next(i for i, n in enumerate(model.graph.nodes) if n is layer) + 1, add)
+
+
+def has_bias(model: Model, layer: Node) -> bool:
+    """Can a layer get another bias without another node?"""
+    return layer.op != "MatMul" or _added(model, layer) is not None
+
+
+def _added(model: Model, layer: Node) -> tuple[Node, int] | None:
+    """The Add that alone reads a MatMul, and which of its operands is a bias; None without."""
+    y = layer.outputs[0]
+    follower = y.outputs[0] if len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs) else None
+    if follower is None or follower.op != "Add" or not follower.is_standard:
+        return None
+    kinds = (is_constant(t) and t.dtype == layer.inputs[1].dtype and len(t.shape) <= 1 for t in follower.inputs)
+    return next(((follower, slot) for slot, fits in enumerate(kinds) if fits), None)
 
 
 def targets(layer: Node, y: Array) -> Array:
