@@ -35,7 +35,7 @@ class Quant(Pass):
     """8-bit integers wherever the runtime computes in them."""
 
     name: ClassVar[str] = "quant"
-    after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd")
+    after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd", "sparsify")
     prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "fold-bn", "clean")
 
     activations: Activations = option("auto", "scales of activations fixed from data, or found anew at every run")

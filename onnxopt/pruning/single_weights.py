@@ -1,0 +1,160 @@
+"""Set single weights of layers to zero, and solve what is left of each layer for what it made in the original.
+
+In the order of the graph every layer is given what reaches it from the layers already done, and shall make of it what
+it made in the original (``repair.observed``). The smallest weights merely zeroed are the measure: a layer takes other
+zeros and other weights only where they are nearer on samples that were held back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.core import unrolled
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import label
+from onnxopt.graph.ir import Node
+from onnxopt.graph.layer import Floats, layout
+from onnxopt.graph.model import Model
+from onnxopt.numerics.least_squares import Affine, Moments
+from onnxopt.numerics.sparsity import Mask, Runs, by_splitting, by_surgery, settle, smallest
+from onnxopt.pruning.repair import Place, Rows, observed
+
+Criterion = Literal["splitting", "obs", "magnitude"]
+_CHOOSE: dict[Criterion, Callable[[Floats, Floats, int | Runs], Mask]] = {"splitting": by_splitting, "obs": by_surgery}
+# Added to the power of every input, relative to the mean of all; held-back samples say which.
+_DAMPINGS = (1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """The share of zeros of a layer, and its squared error over its squared output on held-back samples: ``before``
+    with the smallest weights merely zeroed, ``after`` as it became; None without data."""
+
+    layer: str
+    weights: int
+    zeros: float
+    before: float | None = None
+    after: float | None = None
+
+
+def quota(layer: Node, ratio: float, runs: Runs | None) -> int | Runs:
+    """What shall be zero of a layer: so many weights, to the nearest, or so many of each run."""
+    return runs or int(ratio * np.prod(layer.inputs[1].shape) + 0.5)
+
+
+def fault(layer: Node, goes: int | Runs) -> str:
+    """Why this changes nothing, or cannot be done; empty otherwise."""
+    view = layout(layer)
+    inputs = view.shape[view.into]
+    if isinstance(goes, Runs) and inputs % goes.length:
+        return f"it sums over {inputs} input channels, no multiple of {goes.length}"
+    zero = unrolled.unroll(layer, layer.inputs[1].values == 0)
+    return "it has as many zeros already" if zero[_smallest(layer, -1.0 * zero, goes)].all() else ""
+
+
+def zero_smallest(model: Model, layer: Node, goes: int | Runs) -> Thinned:
+    """Zero the smallest weights and leave the others as they are."""
+    weight, bias = unrolled.read(layer)
+    unrolled.write(model, layer, np.where(_smallest(layer, np.abs(weight), goes), 0.0, weight), bias)
+    return Thinned(label(layer), weight.size, _zeros(layer))
+
+
+def thin(
+    model: Model,
+    original: Model,
+    layers: Sequence[tuple[Node, int | Runs]],
+    criterion: Criterion,
+    context: Context,
+    samples: int,
+) -> Iterator[Thinned]:
+    """Zero weights of these layers of a model, which are in its order; of the original they have the names."""
+    goes = {id(layer): quota for layer, quota in layers}
+    places = [Place(layer, np.ones(layout(layer).outputs, np.bool_), True) for layer, _ in layers]
+    for place, rows in observed(model, original, places, context, samples, "sparsify"):
+        layer = place.layer
+        weight, bias = unrolled.read(layer)
+        seen = _Seen(weight, bias, unrolled.has_bias(model, layer), rows)
+        found = list(_candidates(layer, seen, goes[id(layer)], criterion))
+        errors = [seen.error(*candidate) for candidate in found]
+        best = int(np.argmin(errors))
+        unrolled.write(model, layer, *found[best])
+        yield Thinned(label(layer), weight.size, _zeros(layer), errors[0], errors[best])
+
+
+class _Seen:
+    """What a layer with this weight and bias reads, and what it then misses of what it shall make, by group."""
+
+    def __init__(self, weight: Floats, bias: Floats, has_bias: bool, rows: Iterator[Rows]) -> None:
+        self.weight, self.bias, self._has_bias = weight, bias, has_bias
+        groups, outputs, inputs = weight.shape
+        self._train, self._held = ([Moments.empty(inputs, outputs) for _ in range(groups)] for _ in range(2))
+        self._power = 0.0
+        for x, t, is_held in rows:
+            self._power += float(np.square(t[is_held]).sum())
+            x, t = x.reshape(-1, groups, inputs), t.reshape(-1, groups, outputs)
+            for g in range(groups):
+                missing = t[:, g] - x[:, g] @ weight[g].T - bias[g]
+                self._train[g].add(x[~is_held, g], missing[~is_held])
+                self._held[g].add(x[is_held, g], missing[is_held])
+        means = np.stack([m.gram[-1] / max(m.count, 1) for m in self._train]) * has_bias
+        self._mean, self._missing = means[:, :-1], np.stack([m.cross[-1] / max(m.count, 1) for m in self._train])
+        self.gram = np.stack([m.gram[:-1, :-1] / max(m.count, 1) for m in self._train])
+        self.gram -= self._mean[:, :, None] * self._mean[:, None]
+        self._cross = np.stack([m.cross[:-1] / max(m.count, 1) for m in self._train])
+        self._cross -= self._mean[:, :, None] * self._missing[:, None]
+
+    def damped(self, damping: float) -> Floats:
+        """The second moments of the inputs, about their means where the bias is free."""
+        mean = np.trace(self.gram, axis1=1, axis2=2)[:, None, None] / self.gram.shape[1]
+        return np.asarray(self.gram + damping * np.where(mean > 0, mean, 1.0) * np.eye(self.gram.shape[1]))
+
+    def wanted(self, gram: Floats) -> Floats:
+        """The weights that come nearest to what shall be made, none of them zero."""
+        return np.asarray(self.weight + np.linalg.solve(gram, self._cross).swapaxes(1, 2))
+
+    def with_bias(self, weight: Floats) -> tuple[Floats, Floats]:
+        """A weight, and the bias that goes with it: the means are what they shall be."""
+        change = self._missing - ((weight - self.weight) @ self._mean[..., None])[..., 0]
+        return weight, self.bias + change * self._has_bias
+
+    def error(self, weight: Floats, bias: Floats) -> float:
+        """Squared error over squared output of samples that were held back."""
+        changes = map(Affine, weight - self.weight, bias - self.bias)
+        return sum(m.error(c) for m, c in zip(self._held, changes, strict=True)) / max(self._power, 1e-30)
+
+
+def _candidates(layer: Node, seen: _Seen, goes: int | Runs, criterion: Criterion) -> Iterator[tuple[Floats, Floats]]:
+    """Weights and biases with zeros in them; the first has the smallest zeroed, and nothing else."""
+    small = _smallest(layer, np.abs(seen.weight), goes)
+    yield np.where(small, 0.0, seen.weight), seen.bias
+    yield seen.with_bias(np.where(small, 0.0, seen.weight))
+    if criterion == "magnitude":
+        return
+    order = _order(layer)
+    for damping in _DAMPINGS:
+        gram = seen.damped(damping)
+        wanted = seen.wanted(gram)
+        mask = np.empty(wanted.shape, np.bool_)
+        mask[..., order] = _CHOOSE[criterion](wanted[..., order], gram[:, order][..., order], goes)
+        yield seen.with_bias(settle(wanted, gram, mask))
+
+
+def _zeros(layer: Node) -> float:
+    return float((layer.inputs[1].values == 0).mean())
+
+
+def _smallest(layer: Node, score: Floats, goes: int | Runs) -> Mask:
+    mask, order = np.empty(score.shape, np.bool_), _order(layer)
+    mask[..., order] = smallest(score[..., order], goes)
+    return mask
+
+
+def _order(layer: Node) -> npt.NDArray[np.intp]:
+    """The columns of a weight with the input channels of each position in the kernel side by side."""
+    view = layout(layer)
+    return np.arange(view.shape[view.into] * view.shape[3]).reshape(-1, view.shape[3]).T.ravel()
