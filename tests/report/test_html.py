@@ -163,6 +163,9 @@ def test_bars_and_curve() -> None:
     found = plot([(0.0, 0.0), (0.1, 0.002), (0.25, 0.01)])
     assert points == list(found.points)
     assert "25.0 % saved, error 0.01" in text_of(page)
+    assert len(list(page.iter("circle"))) == 3
+    long = replace(REPORT, passes=(StepReport("prune", 1.0, 1, figures={"curve": [[i / 60, i] for i in range(60)]}),))
+    assert len(list(tree(long).iter("circle"))) == 1  # points would hide the line
 
 
 @pytest.mark.parametrize(
