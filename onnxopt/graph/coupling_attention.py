@@ -29,7 +29,10 @@ class _Heads(NamedTuple):
     @classmethod
     def of(cls, site: Site, queries: int, keys: int, narrow: int, wide: int) -> _Heads:
         """As many heads of queries, and of keys and values, of these widths."""
-        return cls(site, *site.fresh(keys, queries // keys, narrow, wide))
+        made = cls(site, *site.fresh(keys, queries // keys, narrow, wide))
+        if site.operands()[0].rank == 3:  # there is no axis of heads: an attribute says how many there are
+            site.statements.fixed += [made.heads, made.group]
+        return made
 
     def queries(self, width: Labels, *operands: Operand | None) -> None:
         """Tie queries, or the output: (batch, length, heads * width), or (batch, heads, length, width)."""
@@ -140,7 +143,7 @@ def rotary(site: Site) -> None:
     if not number:
         raise ValueError("heads of unknown number")
     heads = _Heads.of(site, number, number, x.shape[-1] // (number if x.rank == 3 else 1), 1)
-    site.freeze(heads.narrow, "turns them in pairs")
+    site.freeze(np.concatenate([heads.narrow, heads.wide]), "turns them in pairs")
     heads.queries(heads.narrow, x, site.y)
 
 
