@@ -1,7 +1,7 @@
 """Whole residual branches: y = x + f(x) where f does so little that its mean is as good.
 
 What is left of a dropped branch is one number per channel, its mean over the data: of all constants the one with the
-least squared error.
+least squared error. Where the layers behind are solved anew, they carry it in their biases, and nothing need be left.
 """
 
 from __future__ import annotations
@@ -87,14 +87,22 @@ def means(model: Model, found: Sequence[Branch], context: Context, samples: int)
 
 
 def drop(model: Model, branch: Branch, mean: Array | None) -> None:
-    """Put the mean in the branch's place, or nothing at all. The sum keeps its name and its place; what only the
-    branch needed is dead from then on."""
+    """Put the mean in the branch's place, or nothing at all. The sum keeps its name and that of what it makes; what
+    only the branch needed is dead from then on.
+
+    A constant is added to pictures by a convolution of every channel with 1: an Add would force ONNX Runtime to take
+    its blocks of channels apart, here and at every sum behind.
+    """
+    add, stays = branch.add, branch.add.inputs[1 - branch.slot]
     if mean is None:
-        branch.add.op = "Identity"
-        branch.add.inputs = [branch.add.inputs[1 - branch.slot]]
-        return
-    level = mean.reshape(-1, *[1] * (-1 - branch.axis))
-    branch.add.inputs[branch.slot] = model.constant(f"{branch.tensor.name}_mean", level)
+        add.op, add.inputs = "Identity", [stays]
+    elif branch.axis == -3 and len(mean) % 4 == 0 and mean.dtype == np.float32:
+        ones = model.constant(f"{label(add)}.weight", np.ones((len(mean), 1, 1, 1), np.float32))
+        add.op, add.inputs = "Conv", [stays, ones, model.constant(f"{label(add)}.bias", mean)]
+        add.attrs = {"group": len(mean), "kernel_shape": [1, 1]}
+    else:
+        level = mean.reshape(-1, *[1] * (-1 - branch.axis))
+        add.inputs = [stays, model.constant(f"{branch.tensor.name}_mean", level)]
 
 
 def errors(

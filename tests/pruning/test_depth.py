@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,27 +107,45 @@ def test_sums_that_are_no_residuals(other: str, net: Any) -> None:
     assert layers(found) == ([("Conv0",)] if other == "input" else [])
 
 
-@pytest.mark.parametrize("form", ["pictures", "sequences"])
+@pytest.mark.parametrize("form", ["pictures", "odd pictures", "lines", "sequences"])
 def test_a_constant_branch_is_replaced_exactly(form: str, net: Any) -> None:
-    pictures = form == "pictures"
-    n = net("N", 8, 6, 6) if pictures else net("N", 6, 8)
-    level = n.constant(np.linspace(-1, 1, 8))
-    if pictures:
-        y = n.op("Conv", n.conv("x", 8, 8), n.constant(np.zeros((8, 8, 3, 3))), level, pads=[1] * 4)
+    c = 6 if form == "odd pictures" else 8
+    n = {"lines": net("N", c, 6), "sequences": net("N", 6, c)}.get(form, net("N", c, 6, 6))
+    level = n.constant(np.linspace(-1, 1, c))
+    if form == "sequences":
+        y = n.op("Add", n.op("MatMul", n.op("MatMul", "x", n.normal(c, c)), n.constant(np.zeros((c, c)))), level)
     else:
-        y = n.op("Add", n.op("MatMul", n.op("MatMul", "x", n.normal(8, 8)), n.constant(np.zeros((8, 8)))), level)
+        y = n.op("Conv", "x", n.constant(np.zeros((c, c, 1, 1) if form != "lines" else (c, c, 1))), level)
     model, context, (branch,) = opened(n.model(n.op("Tanh", n.op("Add", y, "x"))))
     (mean,) = depth.means(model, [branch], context, 24)
-    assert mean == pytest.approx(np.linspace(-1, 1, 8), rel=1e-6)
+    assert mean == pytest.approx(np.linspace(-1, 1, c), rel=1e-6)
     assert depth.errors(model, context.original, [branch], [mean], context, 24) == pytest.approx(0, abs=1e-12)
     boundary = verify.boundary(model)
     depth.drop(model, branch, mean)
     model.tidy()
     assert verify.faults(model, boundary) == []
-    assert [node.op for node in model.graph.nodes] == ["Add", "Tanh"]
+    assert [node.op for node in model.graph.nodes] == ["Conv" if form == "pictures" else "Add", "Tanh"]
     feed = next(iter(context.dataset.batches(8)))
     (expected,), (got,) = (Session(m).run(feed).values() for m in (context.original, model))
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_blocks_of_channels_stay_whole_behind_a_dropped_branch(net: Any, tmp_path: Path) -> None:
+    """As many changes of layout as before."""
+    n = net(1, 16, 8, 8)
+    x = n.relu(n.conv("x", 16, 16))
+    for _ in range(3):
+        x = n.relu(n.op("Add", x, n.conv(n.relu(n.conv(x, 16, 16)), 16, 16)))
+    model, context, found = opened(n.model(x), samples=2)
+    depth.drop(model, found[0], depth.means(model, found, context, 2)[0])
+    model.tidy()
+
+    def changes(m: Model) -> int:
+        Session(m, save_optimized=tmp_path / "optimized.onnx")
+        nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+        return sum(node.op_type in ("ReorderInput", "ReorderOutput") for node in nodes)
+
+    assert changes(model) == changes(context.original)
 
 
 def test_the_mean_leaves_the_variance(net: Any) -> None:
