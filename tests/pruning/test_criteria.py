@@ -401,3 +401,21 @@ def test_layers_that_a_criterion_says_nothing_of_are_reported(net: Any) -> None:
     reasons = dict(report.passes[-1].skips)
     assert reasons["Conv2"] == "criterion=bn-gamma says nothing of its channels"
     assert report.passes[-1].figures["channels"] == {"Conv4": [16, 12]}
+
+
+def test_effect_of_what_is_read_in_bodies(net: Any) -> None:
+    n = net(4, 3, 8, 8)
+    x = n.relu(n.conv("x", 3, 16))
+    kernel = n.normal(8, 16, 1, 1)
+    bodies = []
+    for name in ("then", "else"):
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph([helper.make_node("Conv", [x, kernel], [name], name=name)], name, [], [made]))
+    big = n.op("Greater", n.op("ReduceMax", "x", keepdims=0), n.constant(0.0))
+    y = n.op("If", big, then_branch=bodies[0], else_branch=bodies[1])
+    found = case(n.model(n.op("Reshape", y, n.ints(4, 8, 8, 8))))
+    weights = next(c.values for c in found.model.constants() if c.shape == (8, 16, 1, 1)).astype(np.float64)
+    hidden, answer = (v.astype(np.float64) for v in found.values("relu1", found.model.graph.outputs[0].name))
+    power = np.square(hidden).sum(axis=(0, 2, 3)) * np.square(weights).sum(axis=(0, 2, 3)) / np.square(answer).sum()
+    np.testing.assert_allclose(found.score("taylor")[found.classes("Conv0")], power, rtol=5e-3)
+    assert np.isnan(found.score("activation")).all()
