@@ -27,7 +27,7 @@ from onnxopt.pruning.repair import Place, Rows, observed
 Criterion = Literal["splitting", "obs", "magnitude"]
 _CHOOSE: dict[Criterion, Callable[[Floats, Floats, int | Runs], Mask]] = {"splitting": by_splitting, "obs": by_surgery}
 # Added to the power of every input, relative to the mean of all; held-back samples say which.
-_DAMPINGS = (1e-3, 1e-2, 1e-1)
+_DAMPINGS = (1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True)
