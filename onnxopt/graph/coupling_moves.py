@@ -78,6 +78,25 @@ def gather(site: Site) -> None:
         site.freeze(x[axis][picked.values.reshape(1)], "picks one of them")
 
 
+@rules.on("GatherElements", "ScatterElements")
+def elements(site: Site) -> None:
+    """Along all axes but one an index stays itself; along that one any may be asked for."""
+    x, *others = site.operands()
+    for k in _but(range(x.rank)[int(site.attr("axis", 0))], x):
+        if all(other.shape[k] == x.shape[k] for other in others):
+            for other in (*others, site.y):
+                site.equal(x[k], other[k])
+
+
+@rules.on("GatherND", "ScatterND")
+def whole_slices(site: Site) -> None:
+    """What lies behind the axes that are indexed comes and goes as a whole; it is last in all tensors."""
+    x, indices, *updates = site.operands()
+    for k in range(int(site.attr("batch_dims", 0)) + indices.shape[-1] - x.rank, 0):
+        for other in (*updates, site.y):
+            site.equal(x[k], other[k])
+
+
 @rules.on("Transpose")
 def transpose(site: Site) -> None:
     """Axes change places."""

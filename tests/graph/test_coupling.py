@@ -72,6 +72,40 @@ SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
     "Softmax of rows": (one("Softmax", axis=-1), 12, 12),
     "CumSum of channels": (one("CumSum", np.int64(1)), 12, 0),
     "CumSum of rows": (one("CumSum", np.int64(2)), 12, 12),
+    "TopK of channels": (lambda n, x: n.op("TopK", x, n.ints(5), outputs=2, axis=1)[0], 5, 0),
+    "TopK of rows": (lambda n, x: n.op("TopK", x, n.ints(5), outputs=2)[0], 12, 12),
+    "Hardmax of channels": (lambda n, x: n.op("Mul", x, n.op("Hardmax", x, axis=1)), 12, 0),
+    "Trilu": (one("Trilu"), 12, 12),
+    "Trilu of channels": (
+        lambda n, x: n.op("Transpose", n.op("Trilu", n.op("Transpose", x, perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2]),
+        12,
+        0,
+    ),
+    "LpPool": (one("LpPool", kernel_shape=[2, 2]), 12, 12),
+    "GatherElements of rows": (one("GatherElements", np.arange(4 * 12 * 64).reshape(4, 12, 8, 8) % 8, axis=3), 12, 12),
+    "GatherElements of channels": (one("GatherElements", np.arange(3072).reshape(4, 12, 8, 8) % 12, axis=1), 12, 0),
+    "ScatterElements of rows": (
+        lambda n, x: n.op(
+            "ScatterElements", x, n.constant(np.full((4, 12, 8, 1), 3), int), n.op("ReduceMean", x, axes=[3]), axis=3
+        ),
+        12,
+        12,
+    ),
+    "GatherND": (one("GatherND", np.array([[2], [0], [1], [3]])), 12, 12),
+    "GatherND of channels": (one("GatherND", np.array([[[2], [0], [1]]] * 4), batch_dims=1), 3, 0),
+    "ScatterND": (
+        lambda n, x: n.op("ScatterND", x, n.constant([[1, 0]], int), n.constant(np.ones((1, 8, 8)))),
+        12,
+        0,
+    ),
+    "ScatterND of samples": (
+        lambda n, x: n.op(
+            "ScatterND", x, n.constant([[1]], int), n.constant(ROW[None, :, None, None] * np.ones((8, 8)))
+        ),
+        12,
+        12,
+    ),
+    "Compress of channels": (one("Compress", np.arange(12) < 5, axis=1), 5, 0),
     "AveragePool": (one("AveragePool", kernel_shape=[2, 2]), 12, 12),
     "GlobalMaxPool": (one("GlobalMaxPool"), 12, 12),
     "MaxPool with places": (lambda n, x: n.op("MaxPool", x, outputs=2, kernel_shape=[2, 2])[0], 12, 0),
@@ -246,6 +280,20 @@ def test_matmul_with_constants_on_either_side_and_batches(net: Any, halve: Halve
     assert halve(n.model(n.op("MatMul", n.normal(3, 8), n.op("MatMul", y, n.normal(10, 4))))).classes == 18
 
 
+def test_matmul_with_batched_constants(net: Any, halve: Halve) -> None:
+    n = net(2, 3, 5, 6)
+    y = n.relu(n.op("MatMul", "x", n.normal(3, 6, 10)))
+    y = n.op("MatMul", n.normal(1, 8, 5), n.op("Add", y, n.constant(ROW[:10])))
+    assert halve(n.model(n.op("MatMul", n.normal(3, 4, 8), n.op("MatMul", y, n.normal(3, 10, 4))))).classes == 18
+
+
+def test_embeddings(net: Any, halve: Halve) -> None:
+    n = net(2, 5)
+    places = n.op("Cast", n.op("Clip", "x", n.constant(0.0), n.constant(9.0)), to=TensorProto.INT64)
+    y = n.op("Add", n.op("Gather", n.normal(10, 12), places), n.normal(5, 12))
+    assert halve(n.model(n.op("MatMul", y, n.normal(12, 3)))).classes == 12
+
+
 def test_matmul_of_vectors(net: Any, halve: Halve) -> None:
     n = net(6)
     y = n.op("MatMul", "x", n.normal(6, 10))
@@ -325,6 +373,11 @@ def of(model: Model) -> Coupling:
 WHY: dict[str, tuple[Callable[[Any, str], str], str]] = {
     "no rule": (one("Det"), "Det 'Det1' has no rule"),
     "unknown domain": (lambda n, x: n.op("Soften", x, domain="elsewhere"), "elsewhere.Soften 'Soften1' has no rule"),
+    **{name: (one(name), f"{name} '{name}1' has no rule") for name in ("EyeLike", "MaxUnpool", "NonZero", "OneHot")},
+    "mean taken away": (
+        one("LayerNormalization", ROW, axis=1),
+        "LayerNormalization 'LayerNormalization1' needs them all",
+    ),
     "mixed": (one("Softmax", axis=1), "Softmax 'Softmax1' needs them all"),
     "output": (one("Relu"), "'relu1' is an output of the model"),
     "picked": (lambda n, x: n.op("Gather", x, n.constant(0, int), axis=1), "Gather 'Gather1' picks one of them"),
