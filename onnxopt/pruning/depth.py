@@ -150,15 +150,15 @@ def _slot(ways: _Ways, add: Node) -> int | None:
     if first == second:
         return None
     slot = 0 if first > second else 1
-    sources = _sources(parts[slot])
-    return slot if sources and sources <= _sources(parts[1 - slot]) else None
+    sources = ways.sources(parts[slot])
+    return slot if sources and sources <= ways.sources(parts[1 - slot]) else None
 
 
 class _Ways:
     """Who makes and who reads the tensors of a graph."""
 
     def __init__(self, graph: Graph) -> None:
-        self._nodes = graph.nodes
+        self._nodes, self._defaults = graph.nodes, graph.defaults
         self._maker = {id(t): i for i, node in enumerate(graph.nodes) for t in node.outputs}
         self._readers: dict[int, list[Node | None]] = defaultdict(list)
         for node in graph.nodes:
@@ -178,11 +178,20 @@ class _Ways:
                 found.append(node)
         return found[::-1]
 
+    def sources(self, nodes: Sequence[Node]) -> set[int]:
+        """The tensors that nodes read and do not make (their ``id``), without those that are fixed."""
+        parts = [inner for node in nodes for inner in (node, *_within(node))]
+        made = {id(t) for node in parts for t in node.outputs}
+        return {id(t) for node in nodes for t in reads(node) if not self._is_fixed(t)} - made
+
     def leads(self, start: Tensor, end: Tensor) -> bool:
         """Is one tensor computed from another?"""
         first = self._maker.get(id(start), -1)
         walk = self._backwards(end, lambda node: self._maker[id(node.outputs[0])] > first)
         return any(t is start for node in walk for t in reads(node))
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        return is_constant(tensor) or tensor.is_empty() or tensor.name in self._defaults
 
     def _backwards(self, tensor: Tensor, passes: Callable[[Node], bool]) -> Iterator[Node]:
         """The node that makes a tensor, and those before the nodes that ``passes`` is true of, the last ones first."""
@@ -208,13 +217,6 @@ def _within(node: Node) -> Iterator[Node]:
         for inner in body.nodes:
             yield inner
             yield from _within(inner)
-
-
-def _sources(nodes: Iterable[Node]) -> set[int]:
-    """The tensors that nodes read and do not make (their ``id``), without constants."""
-    made = {id(t) for node in nodes for t in node.outputs}
-    made |= {id(t) for node in nodes for inner in _within(node) for t in inner.outputs}
-    return {id(t) for node in nodes for t in reads(node) if not is_constant(t)} - made
 
 
 def _numbers(outputs: Mapping[str, Array]) -> list[Array]:

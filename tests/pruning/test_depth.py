@@ -92,6 +92,34 @@ def test_a_branch_that_starts_where_another_reads(net: Any) -> None:
     assert layers(found) == [("Conv3", "Conv5"), ("Conv7", "Conv10")]
 
 
+def test_a_projection_whose_weights_are_inputs_with_a_default(net: Any) -> None:
+    n = net()
+    x = n.relu(n.conv("x", 3, 8))
+    proto = n.head(n.op("Add", n.conv(x, 8, 8, 1), n.conv(n.relu(n.conv(x, 8, 8)), 8, 8)), 8)
+    for weight in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    _, _, found = opened(proto)
+    assert layers(found) == [("Conv3", "Conv5")]
+
+
+def test_a_branch_that_runs_in_a_body(net: Any) -> None:
+    """What a body reads from outside is read by the node that holds it."""
+    n = net()
+    x = n.relu(n.conv("x", 3, 8))
+    weight, made = n.normal(8, 8, 1, 1), onnx.helper.make_tensor_value_info("made", 1, None)
+    inside = [onnx.helper.make_node("Conv", [x, weight], ["made"], "inside")]
+    other = [onnx.helper.make_node("Neg", [x], ["negated"], "other")]
+    bodies = {
+        "then_branch": onnx.helper.make_graph(inside, "then", [], [made]),
+        "else_branch": onnx.helper.make_graph(
+            other, "else", [], [onnx.helper.make_tensor_value_info("negated", 1, None)]
+        ),
+    }
+    y = n.op("If", n.op("Greater", n.op("ReduceMean", x, keepdims=0), n.constant(0.3)), **bodies)
+    _, _, found = opened(n.head(n.op("Add", x, y), 8))
+    assert [(b.slot, b.layers, b.macs) for b in found] == [(1, ("inside",), 8 * 8 * 64)]
+
+
 @pytest.mark.parametrize("other", ["equal", "input", "broadcast", "twice", "constant"])
 def test_sums_that_are_no_residuals(other: str, net: Any) -> None:
     n = net("N", 8, 8, 8)
