@@ -19,7 +19,7 @@ from onnxopt.core.pass_ import PassResult
 from onnxopt.core.spec import parse
 from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import PassError
-from onnxopt.graph import cutting, io
+from onnxopt.graph import corrections, io
 from onnxopt.graph.model import Model
 from onnxopt.graph.verify import boundary, faults
 from onnxopt.numerics.tolerance import deviation
@@ -226,7 +226,7 @@ def test_the_same_channels_on_every_run(zoo: Zoo) -> None:
 
 
 def test_a_wrong_cut_is_refused(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cutting._CORRECTIONS, "Relu", lambda model, node, cut: setattr(node, "op", "Abs"))
+    monkeypatch.setitem(corrections.table, "Relu", lambda model, node, cut: setattr(node, "op", "Abs"))
     with pytest.raises(PassError, match=r"removing channels changes output 'gemm9' by .* report it as a bug"):
         prune(zoo["plain"](), Prune(align=4))
 
