@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxopt.core.context import Context
@@ -479,51 +477,3 @@ def test_ten_thousand_nodes_take_less_than_five_seconds(net: Any) -> None:
     coupling = Coupling(model, shapes, {})
     coupling.blocks()
     assert time.perf_counter() - started < 5
-
-
-STEPS = (
-    "conv", "depthwise", "groups", "norm", "act", "add", "concat", "split", "slice", "pad", "shuffle", "gate", "spread",
-)  # fmt: skip
-
-
-def grow(n: Any, steps: list[str]) -> onnx.ModelProto:
-    """A net of these steps; one that the number of channels does not allow is left out."""
-    x, width = n.relu(n.conv("x", 3, 12)), 12
-    early = x
-    for step in steps:
-        even = width % 2 == 0
-        if step == "conv":
-            x, width = n.relu(n.conv(x, width, 8, 1)), 8
-        elif step == "depthwise":
-            x = n.conv(x, width, width, group=width)
-        elif step == "groups" and even:
-            x = n.conv(x, width, width, 1, group=2 if width % 4 else 4)
-        elif step == "norm":
-            x = n.norm(x, width)
-        elif step == "act":
-            x = n.op("Mul", x, n.op("Sigmoid", x))
-        elif step == "add":
-            x = n.op("Add", n.conv(x, width, width), x)
-        elif step == "concat":
-            x, width = n.op("Concat", x, early, axis=1), width + 12
-        elif step == "split" and even:
-            x = n.op("Concat", *n.op("Split", x, outputs=2, axis=1)[::-1], axis=1)
-        elif step == "slice":
-            x, width = n.op("Slice", x, n.ints(1), n.ints(-1), n.ints(1)), width - 2
-        elif step == "pad":
-            x, width = n.op("Pad", x, n.ints(0, 2, 0, 0, 0, 1, 0, 0)), width + 3
-        elif step == "shuffle" and even:
-            x = n.op("Transpose", n.op("Reshape", x, n.ints(4, 2, width // 2, 8, 8)), perm=[0, 2, 1, 3, 4])
-            x = n.op("Reshape", x, n.ints(0, -1, 8, 8))
-        elif step == "gate":
-            x = n.op("Mul", x, n.op("Sigmoid", n.conv(n.op("GlobalAveragePool", x), width, width, 1)))
-        elif step == "spread":
-            x = n.op("Sub", x, n.conv(x, width, 1))
-    model: onnx.ModelProto = n.model(n.conv(x, width, 3, 1))
-    return model
-
-
-@settings(max_examples=60, deadline=None)
-@given(steps=st.lists(st.sampled_from(STEPS), max_size=8), seed=st.integers(0, 2**16))
-def test_pruned_equals_masked_on_random_graphs(net: Any, steps: list[str], seed: int, halve: Halve) -> None:
-    halve(grow(net(4, 3, 8, 8, seed=seed), steps), seed, matters=False)
