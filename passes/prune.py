@@ -27,12 +27,13 @@ from onnxopt.graph.model import Model
 from onnxopt.pruning import budget, channels, groups
 from onnxopt.pruning.budget import Budget, Quantity
 from onnxopt.pruning.criteria import Criterion
-from onnxopt.pruning.groups import Group
+from onnxopt.pruning.groups import Ties
 from onnxopt.pruning.plan import Plan, Planner, Settings
 from onnxopt.pruning.repair import Place, Repaired, repair
 
 _PROOF_SAMPLES = 8
 _RATIO = 0.3
+_LEAST = 0.125
 _QUANTITIES: tuple[Quantity, ...] = ("macs", "params", "size", "latency")
 _WHEN = ("before", "after")
 _Masks = dict[int, npt.NDArray[np.bool_]]
@@ -56,7 +57,9 @@ class Prune(Pass):
     )
     criterion: Criterion = option("obs", "which go: those that later layers can best do without, or by another score")
     align: int = option(0, "what remains is a multiple of this; 0: as the target likes, less for small layers")
-    min_keep: float = option(0.125, "what stays of a layer at least: a share below 1, or a number of channels")
+    min_keep: float | None = option(
+        None, "what stays of a layer at least: a share below 1, or a number of channels; 0.125 with a budget"
+    )
     include: str = option("", "only the channels of these layers: names or patterns with *, joined by +")
     exclude: str = option("", "layers whose channels all stay: names or patterns with *, joined by +")
     keep_ends: bool = option(True, "leave the channels of the first and last layers alone")
@@ -69,7 +72,7 @@ class Prune(Pass):
             raise ValueError(f"ratio must be at least 0 and less than 1, not {self.ratio}")
         if self.align < 0:
             raise ValueError(f"align must not be negative, not {self.align}")
-        if self.min_keep < 0:
+        if self.min_keep is not None and self.min_keep < 0:
             raise ValueError(f"min-keep must not be negative, not {self.min_keep}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
@@ -92,7 +95,7 @@ class Prune(Pass):
             scope=scope,
             criterion=self.criterion,
             align=self.align,
-            min_keep=self.min_keep,
+            min_keep=self.min_keep if self.min_keep is not None else 0 if limit is None else _LEAST,
             include=self.include,
             exclude=self.exclude,
             keep_ends=self.keep_ends,
@@ -108,15 +111,14 @@ class Prune(Pass):
         original, names = model.clone(), [label(n) for n in model.nodes() if channels.is_layer(n)]
         stays: _Masks = {}
         plans: list[Plan] = []
-        tied: list[Group] = []
         proofs: list[float] = []
         repaired: list[Repaired] = []
+        unsolved: dict[str, str] = {}
         for i in range(self.steps):
             plan = planner.plan(model, (i + 1) / self.steps)
             plans.append(plan)
-            tied = tied or groups.groups(model, plan.coupling, plan.makers)
             if not i:
-                frozen = groups.frozen(model, plan.coupling, plan.makers)
+                ties, frozen = Ties(plan.coupling, plan.makers), groups.frozen(model, plan.coupling, plan.makers)
             cut = Cut(plan.coupling, plan.classes)
             places = _places(plan, cut, stays)
             if not len(plan.classes):
@@ -125,6 +127,7 @@ class Prune(Pass):
             cut.apply(model)
             proofs.append(_prove(model, masked, context))
             if self.repair:
+                unsolved |= {label(p.layer): f for p in places if p.shortened and (f := unrolled.fault(p.layer))}
                 repaired = repair(model, original, places, context, self.samples)
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
         skips += _skips(model, plans[-1], stays)
@@ -134,14 +137,14 @@ class Prune(Pass):
         kept = {label(m): [len(stays[id(m)]), int(stays[id(m)].sum())] for m in makers}
         figures: dict[str, Figure] = {
             "channels": {name: count for name, count in kept.items() if count[0] != count[1]},
-            "groups": [asdict(g) | {"kept": kept.get(g.makers[0], [0, 0])[1]} for g in tied],
+            "groups": [asdict(g) | {"kept": k} for g, k in zip(ties.groups, ties.kept(stays), strict=True)],
             "frozen": [asdict(f) for f in frozen],
             "proof": max(proofs),
         }
         if plans[-1].curve:
             figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
         if self.repair:
-            skips += tuple(Skip(label(m), f"not repaired: it {fault}") for m in makers if (fault := unrolled.fault(m)))
+            skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in unsolved.items())
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
         return PassResult(sum(len(p.classes) for p in plans), skips, figures)
 

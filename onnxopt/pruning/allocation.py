@@ -71,15 +71,14 @@ def _give_back(blocks: Sequence[Levels], costs: Costs, limit: float, at: Labels,
     """Raise levels as far as the budget has room, what spares the most error first."""
     spare = limit - costs.total(kept)
     while spare > 0:
-        found: tuple[float, int, int] | None = None
-        for b, block in enumerate(blocks):
-            for level in range(int(at[b])):
-                gain = float(block.error[at[b]] - block.error[level])
-                if (found is None or gain > found[0]) and gain > 0:
-                    if -costs.saved(kept, b, block.kept[level : level + 1])[0] <= spare:
-                        found = (gain, b, level)
-        if found is None:
+        found = [
+            (float(block.error[at[b]] - block.error[level]), b, level)
+            for b, block in enumerate(blocks)
+            for level in range(int(at[b]))
+            if -costs.saved(kept, b, block.kept[level : level + 1])[0] <= spare
+        ]
+        gain, b, level = max(found, default=(0.0, 0, 0))
+        if gain <= 0:
             return
-        _, b, level = found
         at[b], kept[b] = level, blocks[b].kept[level]
         spare = limit - costs.total(kept)

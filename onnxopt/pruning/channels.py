@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import TypeAlias
 
 import numpy as np
@@ -14,9 +13,10 @@ from onnxopt.graph import layer as layers
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Labels
+from onnxopt.graph.layer import Floats
+from onnxopt.runtime.target import fast_counts
 
 _Tensors: TypeAlias = Callable[[Node], Iterable[Tensor]]
-_SMALLEST_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,15 @@ def shared(makers: Sequence[Producer], coupling: Coupling) -> npt.NDArray[np.boo
     return np.asarray(count > 1)
 
 
-def step(classes: int, width: int, align: int, channel_step: int) -> int:
-    """What the number of classes that stay is a multiple of, where each is ``width`` channels wide.
+def levels(classes: int, width: int, align: int, channel_step: int) -> Floats:
+    """The numbers of classes that may stay, each ``width`` channels wide: all, then ever fewer.
 
-    In channels it is a multiple of ``align``; with 0, of the power of two up to ``channel_step`` that is no more than
-    a quarter of them, and at least 4: below that, ONNX Runtime's blocked kernels fall back to slow ones.
+    In channels they are multiples of ``align``; with 0, those that are faster than the next where ``channel_step`` is
+    the length of a block (``target.fast_counts``).
     """
-    if not align:
-        quarter = max(_SMALLEST_STEP, classes * width // 4)
-        align = min(channel_step, 1 << (quarter.bit_length() - 1))
-    return align // gcd(align, width)
+    counts = np.arange(align, classes * width, align) if align else fast_counts(classes * width, channel_step)
+    able = [n // width for n in counts if n % width == 0 and n < classes * width]
+    return np.array([classes, *able[::-1]], np.float64)
 
 
 def ends(graph: Graph) -> set[int]:

@@ -67,7 +67,8 @@ class Costs:
         self._sizes = np.array(sizes)
         width = max(map(len, members), default=0)
         # Terms of fewer axes are padded with one whose share is 1.
-        self._members = np.array([m + [len(frozen)] * (width - len(m)) for m in members], np.intp).reshape(len(members), width)
+        padded = [m + [len(frozen)] * (width - len(m)) for m in members]
+        self._members = np.array(padded, np.intp).reshape(len(members), width)
         on = np.zeros((len(frozen) + 1, len(blocks)), np.bool_)
         on[:-1] = self._often > 0
         touched = np.asarray(on[self._members].any(axis=1))

@@ -102,7 +102,11 @@ class Planner:
         )
         if found.total(kept) > limit * (1 + 1e-9):
             raise PassError(_unreachable(settings.budget, found.total(kept) / self._full))
-        gone = [r.order[: len(b.classes) - int(k)] for r, b, k in zip(rankings, blocks, kept, strict=True)]
+        goals = [b._replace(levels=np.array([b.levels[0], k])) for b, k in zip(blocks, kept, strict=True)]
+        if settings.criterion == "obs":
+            # Layers may read several blocks: what is left of one tells what the others must keep.
+            rankings = selection.by_data(model, coupling, goals, score, context, settings.samples)
+        gone = [r.order[: g.most] for r, g in zip(rankings, goals, strict=True)]
         for block, classes in zip(blocks, gone, strict=True):
             if not len(classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)

@@ -151,9 +151,11 @@ class _Reader:
 
 
 def _readers(model: Model, coupling: Coupling) -> list[_Reader]:
-    found, outer = [], {id(n) for n in model.graph.nodes}  # a stream does not read what is inside bodies
+    found = []
+    outer = {id(n) for n in model.graph.nodes if n.is_standard and n.op in unrolled.LAYERS}
     for node, slot, axis in coupling.contractions:
-        if node.op in unrolled.LAYERS and node.is_standard and slot == 0 and not unrolled.fault(node) and id(node) in outer:
+        # A stream does not read what is inside bodies.
+        if id(node) in outer and slot == 0 and not unrolled.fault(node):
             found.append(_Reader(node, coupling.input(node, slot, axis)))
     return found
 

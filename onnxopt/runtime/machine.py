@@ -33,7 +33,7 @@ def machine() -> dict[str, str | int | list[str] | None]:
     return {
         "cpu": _cpu_name(text),
         "architecture": platform.machine(),
-        "instructions": _instructions(text),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.release()}",
@@ -52,8 +52,9 @@ def _cpu_name(text: str) -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def _instructions(text: str) -> list[str]:
-    match = re.search(r"^(?:flags|Features)\s*: *(.+)$", text, re.MULTILINE)
+def instructions() -> list[str]:
+    """The instruction sets of this machine that matter here; none where the system does not tell."""
+    match = re.search(r"^(?:flags|Features)\s*: *(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     have = set(match[1].split()) if match else set()
     return [name for name in _INSTRUCTIONS if name in have]
 

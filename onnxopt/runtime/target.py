@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnxopt.errors import SpecError
 from onnxopt.numerics.qparams import INT8, UINT8, QuantType
+from onnxopt.runtime.machine import instructions
 from onnxopt.spelling import nearest
 
 
@@ -23,7 +24,8 @@ class Target:
     saturates: bool | None = False
 
 
-NATIVE = Target(name="native", saturates=None)
+_STEP = 16 if "avx512f" in instructions() else 8
+NATIVE = Target(name="native", channel_step=_STEP, saturates=None)
 # Right everywhere, at the price that the weakest processor asks.
 ANY = Target(name="any", saturates=True)
 X86_AVX2 = Target(name="x86-64-avx2", channel_step=8, saturates=True)
