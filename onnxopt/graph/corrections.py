@@ -99,21 +99,35 @@ def _squeeze(model: Model, node: Node, cut: Cut) -> None:
         parameters.write(model, node, 1, "axes", axes, as_input=model.opset >= 13)
 
 
-def _sizes_at(slot: int) -> Callable[[Model, Node, Cut], None]:
+def _sizes_at(slot: int) -> Correction:
     """Sizes spelled out for the output's axes: all, or the last ones, or those of the attribute ``axes``."""
 
-    def correct(model: Model, node: Node, cut: Cut) -> None:
-        sizes = parameters.read(node, slot, "")
+    def correct(model: Model, node: Node, cut: Cut) -> list[Node]:
+        sizes = cut.coupling.numbers(node.inputs[slot]) if parameters.is_given(node, slot, "") else None
         if sizes is None:
-            return
+            return []
         rank = cut.coupling.rank(node.outputs[0])
         axes: Iterable[Any] = node.attrs.get("axes", range(rank - len(sizes), rank))
         stays = [cut.output(node, int(k)) for k in axes]
         new = [int(s.sum()) if n == len(s) else n for n, s in zip(sizes, stays, strict=True)]
-        if new != sizes:
-            parameters.write(model, node, slot, "sizes", new)
+        if new == list(sizes):
+            return []
+        if is_constant(node.inputs[slot]):
+            parameters.write(model, node, slot, "sizes", [n for n in new if isinstance(n, int)])
+            return []
+        return [_literals_in(model, node, slot, new)]
 
     return correct
+
+
+def _literals_in(model: Model, node: Node, slot: int, numbers: Iterable[object]) -> Node:
+    """A Where that puts literals among sizes that are measured at run time."""
+    literals = [n if isinstance(n, int) else None for n in numbers]
+    old = node.inputs[slot]
+    given = model.constant(f"{old.name}_given", np.array([n is not None for n in literals]))
+    values = model.constant(f"{old.name}_literals", np.array([n or 0 for n in literals], np.int64))
+    node.inputs[slot] = Variable(model.fresh_name(f"{old.name}_corrected"), np.dtype(np.int64))
+    return Node("Where", model.fresh_name(f"{node.name}_sizes"), [given, values, old], [node.inputs[slot]])
 
 
 def _new_places(stays: Mask) -> Labels:

@@ -167,7 +167,7 @@ class Coupling:
         around = (*inputs, *outputs, *(o for sides in bodies.values() for side in sides for o in side))
         known, made = [o for o in around if o is not None], [o for o in outputs if o is not None]
         site = Site(
-            node, inputs, made, self._opset, self._axis_of, self._numbers, lambda body: bodies[id(body)], self._said
+            node, inputs, made, self._opset, self._axis_of, self.numbers, lambda body: bodies[id(body)], self._said
         )
         why = _applied(self._rules, site, known) if bodies or not missing else "has a tensor of unknown shape"
         for operand in known:
@@ -236,7 +236,8 @@ class Coupling:
         start, n = self._first[id(size.tensor), -1][size.axis], self._shapes[size.tensor.name][size.axis]
         return np.arange(start, start + n)
 
-    def _numbers(self, tensor: Tensor) -> dims.Entries | None:
+    def numbers(self, tensor: Tensor) -> dims.Entries | None:
+        """What is known of the numbers in a small integer tensor; None where not even their count is."""
         return dims.entries(tensor, self._traced, self._shapes)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from onnxopt.graph import parameters
-from onnxopt.graph.dims import Entry, Size
+from onnxopt.graph.dims import Size
 from onnxopt.graph.labels import Labels, Operand, Rules, Site
 
 rules = Rules()
@@ -148,27 +148,22 @@ def _follows(site: Site, x: Operand, y: Operand) -> list[bool]:
     numbers = site.numbers(1)
     if numbers is None or len(numbers) != y.rank or (site.attr("allowzero", 0) and 0 in numbers):
         return [False] * y.rank
-    target = site.input(1)
-    able = [
-        n == -1 or isinstance(n, Size) or (isinstance(n, int) and target is not None and target.constant)
-        for n in numbers
-    ]
     for k, number in enumerate(numbers):
         if number == 0:
             site.equal(x[k], y[k])
         elif isinstance(number, Size):
             site.equal(site.axis_of(number), y[k])
-    return able
+    return [number is not None for number in numbers]
 
 
 @rules.on("Expand")
 def expand(site: Site) -> None:
-    """Broadcasting to a constant shape, or to one that was measured along the same axis."""
+    """Broadcasting to sizes that are literals, or were measured along the same axis."""
     x, y = site.operands()[0], site.y
     numbers = site.numbers(1)
     for k in range(1, y.rank + 1) if numbers is not None else ():
         number = numbers[-k] if numbers is not None and k <= len(numbers) else 1
-        if not _settable(site, 1, number) and number != 1:
+        if number is None:
             continue
         if isinstance(number, Size):
             site.equal(site.axis_of(number), y[-k])
@@ -212,7 +207,7 @@ def resize(site: Site) -> None:
     site.pass_on(x, y, set(range(x.rank)) - set(axes))
     if site.input(3) is not None and site.attr("keep_aspect_ratio_policy", "stretch") == "stretch":
         for k, number in zip(axes, site.numbers(3) or (), strict=False):
-            if x.shape[k] == y.shape[k] and _settable(site, 3, number):
+            if x.shape[k] == y.shape[k] and number is not None:
                 site.equal(x[k], y[k])
             if isinstance(number, Size):
                 site.equal(site.axis_of(number), y[k])
@@ -243,12 +238,6 @@ def space_to_depth(site: Site) -> None:
 def sample(site: Site) -> None:
     """Channel by channel."""
     site.equal(site.operands()[0][1], site.y[1])
-
-
-def _settable(site: Site, slot: int, number: Entry) -> bool:
-    """Can this number of a shape that is asked for follow a cut? A literal can where the shape is a constant."""
-    given = site.input(slot)
-    return isinstance(number, Size) or (number is not None and given is not None and given.constant)
 
 
 def _but(axis: int, x: Operand) -> list[int]:

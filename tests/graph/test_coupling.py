@@ -346,6 +346,19 @@ def test_sizes_read_at_run_time_adjust_themselves(net: Any, halve: Halve) -> Non
     assert halve(n.model(n.conv(y, 12, 3))).classes == 12
 
 
+def test_literals_among_measured_sizes_are_corrected(net: Any, halve: Halve) -> None:
+    n = net("N", 5, 6)
+    x = n.op("MatMul", "x", n.normal(6, 12))
+    rows = n.op("Slice", n.op("Shape", x), n.ints(0), n.ints(2))
+    y = n.op("Relu", n.op("Reshape", x, n.op("Concat", rows, n.ints(2, 6), axis=0)))
+    y = n.op("Reshape", y, n.op("Concat", rows, n.ints(12), axis=0))
+    row = n.op("Expand", n.constant(ROW[:1]), n.op("Concat", rows, n.ints(12), axis=0))
+    outcome = halve(n.model(n.op("MatMul", n.op("Mul", y, row), n.normal(12, 3))))
+    assert outcome.classes == 6
+    literals = [m.inputs[1].values.tolist() for m in outcome.cut.graph.nodes if m.op == "Where"]
+    assert sorted(literals) == [[0, 0, 2, 3], [0, 0, 6], [0, 0, 6]]
+
+
 def test_sizes_that_are_computed_with_are_frozen(net: Any) -> None:
     n = net("N", 3, 8, 8)
     x = n.relu(n.conv("x", 3, 12))

@@ -10,6 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.model import Model
+
 Halve = Callable[..., Any]
 
 
@@ -167,3 +170,50 @@ def test_turned_heads_go_whole(contrib: bool, net: Any, halve: Halve) -> None:
     inputs = [places, *angles] if contrib else [*angles, places]
     y = n.op("RotaryEmbedding", linear(n, "x", 8, 24), *inputs, num_heads=4, **domain)
     assert halve(finished(n, linear(n, y, 24, 8), 2, 5, 8, opset=23), fold="inner").classes == 4
+
+
+@pytest.mark.parametrize("apart", ["Split", "Gather", "Slice"])
+@pytest.mark.parametrize(("fold", "classes"), [("outer", 4), ("inner", 6)])
+def test_queries_keys_and_values_of_one_layer(apart: str, fold: str, classes: int, net: Any, halve: Halve) -> None:
+    n = net(2, 5, 8)
+    x = n.op("Transpose", n.op("Reshape", linear(n, "x", 8, 72), n.ints(0, 0, 3, 4, 6)), perm=[2, 0, 3, 1, 4])
+    if apart == "Split":
+        q, k, v = (n.op("Squeeze", t, n.ints(0)) for t in n.op("Split", x, outputs=3, axis=0))
+    elif apart == "Gather":
+        q, k, v = (n.op("Gather", x, n.constant(i, int), axis=0) for i in range(3))
+    else:
+        q, k, v = (n.op("Squeeze", n.op("Slice", x, n.ints(i), n.ints(i + 1), n.ints(0)), n.ints(0)) for i in range(3))
+    scores = n.op("Softmax", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = n.op("Transpose", n.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    assert (
+        halve(finished(n, linear(n, n.op("Reshape", y, n.ints(0, 0, -1)), 24, 8), 2, 5, 8), fold=fold).classes
+        == classes
+    )
+
+
+def test_widths_that_are_turned_in_pairs_go_in_pairs(net: Any, halve: Halve) -> None:
+    n = net(2, 5, 8)
+    x = n.op("Transpose", n.op("Reshape", linear(n, "x", 8, 24), n.ints(0, 0, 4, 6)), perm=[0, 2, 1, 3])
+    first, second = (n.op("Slice", x, n.ints(a), n.ints(b), n.ints(3)) for a, b in ((0, 3), (3, 6)))
+    other = n.op("Concat", n.op("Neg", second), first, axis=-1)
+    cos, sin = n.normal(5, 6), n.normal(5, 6)
+    y = n.op("Add", n.op("Mul", x, cos), n.op("Mul", other, sin))
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, 0, 24))
+    assert halve(finished(n, linear(n, y, 24, 8), 2, 5, 8), fold="inner").classes == 3
+
+
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [
+        ("MultiHeadAttention", {"num_heads": 2}),
+        ("GroupQueryAttention", {"num_heads": 2, "kv_num_heads": 2}),
+        ("RotaryEmbedding", {}),
+    ],
+)
+def test_packed_forms_are_frozen(op: str, more: dict[str, int], net: Any) -> None:
+    n = net(2, 5, 8)
+    y = n.op(op, n.op("MatMul", "x", n.normal(8, 24)), domain="com.microsoft", **more)
+    model = Model.from_proto(finished(n, n.op("MatMul", y, n.normal(8, 8)), 2, 5, 8))
+    coupling = Coupling(model, {"x": (2, 5, 8), "matmul0": (2, 5, 24), y: (2, 5, 8), "matmul2": (2, 5, 8)}, {})
+    why = f"com.microsoft.{op} '{op}1' has a form that its rule does not know"
+    assert (coupling.count, coupling.why_frozen(model.graph.nodes[0], 2)) == (0, why)
