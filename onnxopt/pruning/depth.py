@@ -1,7 +1,7 @@
 """Whole residual branches: y = x + f(x) where f does so little that its mean is as good.
 
 What is left of a dropped branch is one number per channel, its mean over the data: of all constants the one with the
-least squared error. Where the layers behind are solved anew, they carry it in their biases, and nothing need be left.
+least squared error.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def branches(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Branch
     """The residual branches of the main graph, in its order, those within others too.
 
     A branch is computed from the other operand; or, as at a projection, from what that is computed from, by more
-    layers. It has layers of its own, and the shape of the sum. ``shapes`` are those
-    of the model's tensors for one sample, by name; the nodes must be in order (``Model.tidy``).
+    layers. It has layers of its own, and the shape of the sum. ``shapes`` are those of the model's tensors for one
+    sample, by name; the nodes must be in order (``Model.tidy``).
     """
     ways = _Ways(model.graph)
     macs = {id(n): c.macs or 0 for n, c in zip(model.nodes(), cost(model, shapes).nodes, strict=True)}
@@ -86,17 +86,15 @@ def means(model: Model, found: Sequence[Branch], context: Context, samples: int)
     return [(s / max(n, 1)).astype(dtype) for s, n, dtype in zip(sums, counts, dtypes, strict=True)]
 
 
-def drop(model: Model, branch: Branch, mean: Array | None) -> None:
-    """Put the mean in the branch's place, or nothing at all. The sum keeps its name and that of what it makes; what
-    only the branch needed is dead from then on.
+def drop(model: Model, branch: Branch, mean: Array) -> None:
+    """Put the mean in the branch's place. The sum keeps its name and that of what it makes; what only the branch needed
+    is dead from then on.
 
     A constant is added to pictures by a convolution of every channel with 1: an Add would force ONNX Runtime to take
     its blocks of channels apart, here and at every sum behind.
     """
     add, stays = branch.add, branch.add.inputs[1 - branch.slot]
-    if mean is None:
-        add.op, add.inputs = "Identity", [stays]
-    elif branch.axis == -3 and len(mean) % 4 == 0 and mean.dtype == np.float32:
+    if branch.axis == -3 and len(mean) % 4 == 0 and mean.dtype == np.float32:
         ones = model.constant(f"{label(add)}.weight", np.ones((len(mean), 1, 1, 1), np.float32))
         add.op, add.inputs = "Conv", [stays, ones, model.constant(f"{label(add)}.bias", mean)]
         add.attrs = {"group": len(mean), "kernel_shape": [1, 1]}
@@ -106,15 +104,9 @@ def drop(model: Model, branch: Branch, mean: Array | None) -> None:
 
 
 def errors(
-    model: Model,
-    original: Model,
-    found: Sequence[Branch],
-    levels: Sequence[Array | None],
-    context: Context,
-    samples: int,
+    model: Model, original: Model, found: Sequence[Branch], averages: Sequence[Array], context: Context, samples: int
 ) -> Floats:
-    """How far the model's outputs are from the original's when one branch more is dropped, its level (see ``drop``) put
-    in its place.
+    """How far the model's outputs are from the original's when one branch more is dropped, its mean in its place.
 
     By branch: squared error over the variance of the outputs, the mean over all outputs, on at most so many samples.
     """
@@ -128,9 +120,9 @@ def errors(
     powers = [_variance([values[i] for values in expected]) for i in range(len(expected[0]))]
     places = {id(n): i for i, n in enumerate(model.graph.nodes)}
     result = []
-    for branch, level in zip(context.track(found, "layers"), levels, strict=True):
+    for branch, mean in zip(context.track(found, "layers"), averages, strict=True):
         other = model.clone()
-        drop(other, replace(branch, add=other.graph.nodes[places[id(branch.add)]]), level)
+        drop(other, replace(branch, add=other.graph.nodes[places[id(branch.add)]]), mean)
         other.tidy()
         session = Session(other, threads=context.threads)
         lost = np.zeros(len(powers))

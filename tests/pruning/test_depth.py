@@ -183,7 +183,7 @@ def test_the_mean_leaves_the_variance(net: Any) -> None:
     model, context, found = opened(n.model(n.op("Add", "x", y)), samples=400)
     levels = depth.means(model, found, context, 400)
     (error,) = depth.errors(model, model, found, levels, context, 400)
-    (worse,) = depth.errors(model, model, found, [None], context, 400)
+    (worse,) = depth.errors(model, model, found, [np.zeros(4, np.float32)], context, 400)
     assert error == pytest.approx(1 / 9, rel=0.02)
     assert worse > 2 * error
 
@@ -207,12 +207,11 @@ def test_a_block_that_does_little_is_the_first_to_go(net: Any) -> None:
     assert both == pytest.approx(errors[[0, 2]], rel=0.2)
 
 
-@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("name", [k for k, v in FOUND.items() if v])
-def test_every_branch_can_go(name: str, keeps: bool, zoo: Zoo) -> None:
+def test_every_branch_can_go(name: str, zoo: Zoo) -> None:
     model, context, found = opened(zoo[name](), samples=8)
     boundary, names = verify.boundary(model), {t.name for b in found for t in b.add.outputs}
-    levels: list[Any] = depth.means(model, found, context, 8) if keeps else [None] * len(found)
+    levels = depth.means(model, found, context, 8)
     assert np.isfinite(depth.errors(model, model, found, levels, context, 8)).all()
     for branch, level in zip(found, levels, strict=True):
         depth.drop(model, branch, level)
