@@ -237,6 +237,8 @@ def summation(site: Site) -> None:
     """Zeros add nothing to a sum: channels end here. A mean goes on dividing by as many as there were."""
     reduction(site)
     x = site.operands()[0]
+    if site.node.op == "ReduceMean" and x.tensor.dtype is not None and np.issubdtype(x.tensor.dtype, np.integer):
+        return  # it rounds
     for k in _reduced(site) or ():
         _ = x[k]
         site.ends(x, k)

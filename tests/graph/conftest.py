@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
@@ -61,6 +63,19 @@ def _halve(proto: onnx.ModelProto, seed: int = 0, *, matters: bool = True, fold:
         before = Session(whole, optimize=False).run(feed)
         assert any(deviation(value, before[name]) > 1e-4 for name, value in wanted.items())
     return Outcome(coupling.count, whole, model, len(removed))
+
+
+def _finished(n: Any, y: str, *shape: int, opset: int = 17) -> onnx.ModelProto:
+    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, shape)
+    graph = helper.make_graph(n.nodes, "g", [n.input], [output], n.weights)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+@pytest.fixture(scope="session")
+def finished() -> Callable[..., onnx.ModelProto]:
+    """The model that gives ``y`` of this shape, made of operators too that inference does not know."""
+    return _finished
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.model import Model
 
 Halve = Callable[..., Any]
+Finish = Callable[..., onnx.ModelProto]
 
 
 def linear(n: Any, x: str, into: int, out: int) -> str:
@@ -21,15 +22,7 @@ def linear(n: Any, x: str, into: int, out: int) -> str:
     return str(n.op("Add", n.op("MatMul", x, n.normal(into, out)), n.constant(n.rng.standard_normal(out) * 0.3)))
 
 
-def finished(n: Any, y: str, *shape: int, opset: int = 17) -> onnx.ModelProto:
-    """A model with operators that inference does not know."""
-    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, shape)
-    graph = helper.make_graph(n.nodes, "g", [n.input], [output], n.weights)
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
-
-
-def written_out(n: Any, repeat: str) -> onnx.ModelProto:
+def written_out(n: Any, repeat: str, finished: Finish) -> onnx.ModelProto:
     """Four heads of queries, two of keys and values that are repeated in one of several ways; width 6."""
     q = n.op("Transpose", n.op("Reshape", linear(n, "x", 8, 24), n.ints(0, 0, 4, 6)), perm=[0, 2, 1, 3])
     k, v = (
@@ -68,8 +61,10 @@ def written_out(n: Any, repeat: str) -> onnx.ModelProto:
         ("batches", "inner", 12),
     ],
 )
-def test_grouped_queries_written_out(repeat: str, fold: str, classes: int, net: Any, halve: Halve) -> None:
-    assert halve(written_out(net(2, 5, 8), repeat), fold=fold).classes == classes
+def test_grouped_queries_written_out(
+    repeat: str, fold: str, classes: int, net: Any, halve: Halve, finished: Finish
+) -> None:
+    assert halve(written_out(net(2, 5, 8), repeat, finished), fold=fold).classes == classes
 
 
 @pytest.mark.parametrize(("fold", "shapes"), [("outer", [1, 16]), ("inner", [2, 8]), ("longest", [2, 8])])
@@ -90,7 +85,7 @@ FOLDS = {"outer": (2, {"heads": 1}), "inner": (6 + 4, {"heads": 2})}
 
 @pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_multi_head_attention(fold: str, bias: bool, net: Any, halve: Halve) -> None:
+def test_multi_head_attention(fold: str, bias: bool, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 8)
     more = [n.constant(n.rng.standard_normal(32))] if bias else []
     y = n.op("MultiHeadAttention", *projected(n, (12, 12, 8)), *more, num_heads=2, domain="com.microsoft")
@@ -103,7 +98,9 @@ def test_multi_head_attention(fold: str, bias: bool, net: Any, halve: Halve) -> 
 
 @pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("sizes", [(12, 12, 8), (8, 8, 8)])
-def test_attention_with_weights(fold: str, sizes: tuple[int, int, int], net: Any, halve: Halve) -> None:
+def test_attention_with_weights(
+    fold: str, sizes: tuple[int, int, int], net: Any, halve: Halve, finished: Finish
+) -> None:
     n = net(2, 5, 8)
     x, total = linear(n, "x", 8, 10), sum(sizes)
     more = {} if sizes[0] == sizes[2] else {"qkv_hidden_sizes": list(sizes)}
@@ -113,7 +110,7 @@ def test_attention_with_weights(fold: str, sizes: tuple[int, int, int], net: Any
     assert outcome.classes == 10 + (2 if fold == "outer" else (sizes[0] + sizes[2]) // 2)
 
 
-def test_group_query_attention(net: Any, halve: Halve) -> None:
+def test_group_query_attention(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(1, 5, 8)
     q, k, v = projected(n, (64, 32, 32))
     ends = n.constant([4], np.int32), n.constant(5, np.int32)
@@ -124,7 +121,7 @@ def test_group_query_attention(net: Any, halve: Halve) -> None:
     assert (outcome.classes, node.attrs["num_heads"], node.attrs["kv_num_heads"]) == (2, 2, 1)
 
 
-def test_query_heads_go_where_keys_must_stay(net: Any, halve: Halve) -> None:
+def test_query_heads_go_where_keys_must_stay(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(1, 5, 8)
     q, k, v = projected(n, (64, 32, 32))
     ends = n.constant([4], np.int32), n.constant(5, np.int32)
@@ -139,7 +136,7 @@ def test_query_heads_go_where_keys_must_stay(net: Any, halve: Halve) -> None:
 
 @pytest.mark.parametrize(("fold", "classes"), [("outer", 2), ("inner", 6 + 4)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention(fold: str, classes: int, masked: bool, net: Any, halve: Halve) -> None:
+def test_attention(fold: str, classes: int, masked: bool, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 8)
     more = [n.constant(n.rng.standard_normal((1, 4, 5, 5)))] if masked else []
     y = n.op("Attention", *projected(n, (24, 12, 8)), *more, q_num_heads=4, kv_num_heads=2)
@@ -150,7 +147,7 @@ def test_attention(fold: str, classes: int, masked: bool, net: Any, halve: Halve
 
 
 @pytest.mark.parametrize(("fold", "classes"), [("outer", 2), ("inner", 6 + 4)])
-def test_attention_of_four_axes(fold: str, classes: int, net: Any, halve: Halve) -> None:
+def test_attention_of_four_axes(fold: str, classes: int, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 8)
     q, k, v = (
         n.op("Transpose", n.op("Reshape", t, n.ints(0, 0, heads, -1)), perm=[0, 2, 1, 3])
@@ -162,7 +159,7 @@ def test_attention_of_four_axes(fold: str, classes: int, net: Any, halve: Halve)
 
 
 @pytest.mark.parametrize("contrib", [False, True])
-def test_turned_heads_go_whole(contrib: bool, net: Any, halve: Halve) -> None:
+def test_turned_heads_go_whole(contrib: bool, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 8)
     angles = n.constant(n.rng.uniform(-1, 1, (5, 3))), n.constant(n.rng.uniform(-1, 1, (5, 3)))
     places = n.constant(np.tile(np.arange(5), (2, 1)), np.int64)
@@ -174,7 +171,9 @@ def test_turned_heads_go_whole(contrib: bool, net: Any, halve: Halve) -> None:
 
 @pytest.mark.parametrize("apart", ["Split", "Gather", "Slice"])
 @pytest.mark.parametrize(("fold", "classes"), [("outer", 4), ("inner", 6)])
-def test_queries_keys_and_values_of_one_layer(apart: str, fold: str, classes: int, net: Any, halve: Halve) -> None:
+def test_queries_keys_and_values_of_one_layer(
+    apart: str, fold: str, classes: int, net: Any, halve: Halve, finished: Finish
+) -> None:
     n = net(2, 5, 8)
     x = n.op("Transpose", n.op("Reshape", linear(n, "x", 8, 72), n.ints(0, 0, 3, 4, 6)), perm=[2, 0, 3, 1, 4])
     if apart == "Split":
@@ -191,7 +190,7 @@ def test_queries_keys_and_values_of_one_layer(apart: str, fold: str, classes: in
     )
 
 
-def test_widths_that_are_turned_in_pairs_go_in_pairs(net: Any, halve: Halve) -> None:
+def test_widths_that_are_turned_in_pairs_go_in_pairs(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 8)
     x = n.op("Transpose", n.op("Reshape", linear(n, "x", 8, 24), n.ints(0, 0, 4, 6)), perm=[0, 2, 1, 3])
     first, second = (n.op("Slice", x, n.ints(a), n.ints(b), n.ints(3)) for a, b in ((0, 3), (3, 6)))
@@ -210,7 +209,7 @@ def test_widths_that_are_turned_in_pairs_go_in_pairs(net: Any, halve: Halve) -> 
         ("RotaryEmbedding", {}),
     ],
 )
-def test_packed_forms_are_frozen(op: str, more: dict[str, int], net: Any) -> None:
+def test_packed_forms_are_frozen(op: str, more: dict[str, int], net: Any, finished: Finish) -> None:
     n = net(2, 5, 8)
     y = n.op(op, n.op("MatMul", "x", n.normal(8, 24)), domain="com.microsoft", **more)
     model = Model.from_proto(finished(n, n.op("MatMul", y, n.normal(8, 8)), 2, 5, 8))

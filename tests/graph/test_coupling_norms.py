@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 Halve = Callable[..., Any]
+Finish = Callable[..., onnx.ModelProto]
 Op = Callable[[Any, str], str]
 ROW = np.linspace(0.5, 1.5, 12, dtype=np.float32)
 
@@ -78,16 +79,8 @@ NORMS: dict[str, tuple[Op, int, int]] = {
 }
 
 
-def finished(n: Any, y: str, *shape: int, opset: int = 17) -> onnx.ModelProto:
-    """A model with operators that inference does not know."""
-    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, shape)
-    graph = helper.make_graph(n.nodes, "g", [n.input], [output], n.weights)
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
-
-
 @pytest.mark.parametrize("name", NORMS)
-def test_norm(name: str, net: Any, halve: Halve) -> None:
+def test_norm(name: str, net: Any, halve: Halve, finished: Finish) -> None:
     op, opset, classes = NORMS[name]
     n = net(4, 3, 8, 8)
     y = op(n, n.conv("x", 3, 12))
@@ -108,7 +101,7 @@ def test_means_keep_their_type(net: Any, halve: Halve) -> None:
     assert halve(n.model(y)).cut.graph.nodes[-2].inputs[1].dtype == np.float64
 
 
-def test_simplified_layer_normalization_of_a_sum(net: Any, halve: Halve) -> None:
+def test_simplified_layer_normalization_of_a_sum(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 6)
     x, skip = (n.op("MatMul", "x", n.normal(6, 12)) for _ in range(2))
     made = n.op(
@@ -126,13 +119,13 @@ def test_simplified_layer_normalization_of_a_sum(net: Any, halve: Halve) -> None
     assert halve(finished(n, y, 2, 5, 4)).classes == 12
 
 
-def test_simplified_layer_normalization(net: Any, halve: Halve) -> None:
+def test_simplified_layer_normalization(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 6)
     y = n.op("SimplifiedLayerNormalization", n.op("MatMul", "x", n.normal(6, 12)), n.constant(ROW), epsilon=0.1)
     assert halve(finished(n, n.op("MatMul", y, n.normal(12, 4)), 2, 5, 4)).classes == 12
 
 
-def test_layer_normalization_of_a_sum_needs_all(net: Any, halve: Halve) -> None:
+def test_layer_normalization_of_a_sum_needs_all(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 6)
     x = n.op("MatMul", n.op("MatMul", n.normal(8, 5), "x"), n.normal(6, 12))
     y = n.op("SkipLayerNormalization", x, x, n.constant(ROW), domain="com.microsoft")

@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 Halve = Callable[..., Any]
+Finish = Callable[..., onnx.ModelProto]
 ROW = np.linspace(0.5, 1.5, 12, dtype=np.float32)
-
-
-def finished(n: Any, y: str, *shape: int) -> onnx.ModelProto:
-    """A model with operators that inference does not know."""
-    output = helper.make_tensor_value_info(y, TensorProto.FLOAT, shape)
-    graph = helper.make_graph(n.nodes, "g", [n.input], [output], n.weights)
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
 def integers(n: Any, *shape: int, dtype: Any = np.int8) -> str:
@@ -89,7 +82,7 @@ def qlinear_conv(n: Any, x: str, into: int, out: int, group: int = 1, **more: An
         ("QLinearConcat", 24),
     ],
 )
-def test_integers(name: str, classes: int, net: Any, halve: Halve) -> None:
+def test_integers(name: str, classes: int, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(4, 3, 8, 8)
     grid = [n.constant(v, v.dtype) for v in GRID]
     x = qlinear_conv(n, n.op("QuantizeLinear", "x", *grid), 3, 12)
@@ -143,7 +136,7 @@ def test_what_is_quantized_as_a_whole_stays(net: Any, halve: Halve) -> None:
     ("name", "bias"),
     [("Gelu", False), ("QuickGelu", False), ("FastGelu", False), ("FastGelu", True), ("BiasGelu", True)],
 )
-def test_fused_activation(name: str, bias: bool, net: Any, halve: Halve) -> None:
+def test_fused_activation(name: str, bias: bool, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(4, 6)
     more = [n.constant(ROW)] if bias else []
     y = n.op(name, n.op("MatMul", "x", n.normal(6, 12)), *more, domain="com.microsoft")
@@ -151,7 +144,7 @@ def test_fused_activation(name: str, bias: bool, net: Any, halve: Halve) -> None
 
 
 @pytest.mark.parametrize("group", [1, 2, 12])
-def test_fused_convolution(group: int, net: Any, halve: Halve) -> None:
+def test_fused_convolution(group: int, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(4, 3, 8, 8)
     x = n.conv("x", 3, 12)
     weight, bias = n.normal(12, 12 // group, 3, 3), n.constant(ROW)
@@ -162,7 +155,7 @@ def test_fused_convolution(group: int, net: Any, halve: Halve) -> None:
 
 @pytest.mark.parametrize("trans_a", [0, 1])
 @pytest.mark.parametrize("trans_b", [0, 1])
-def test_fused_product(trans_a: int, trans_b: int, net: Any, halve: Halve) -> None:
+def test_fused_product(trans_a: int, trans_b: int, net: Any, halve: Halve, finished: Finish) -> None:
     n = net(2, 5, 6)
     x = n.op("MatMul", "x", n.normal(6, 12))
     x = n.op("Transpose", x, perm=[0, 2, 1]) if trans_a else x
@@ -171,7 +164,7 @@ def test_fused_product(trans_a: int, trans_b: int, net: Any, halve: Halve) -> No
     assert halve(finished(n, n.op("MatMul", y, n.normal(8, 3)), 2, 5, 3)).classes == 20
 
 
-def test_fused_gemm(net: Any, halve: Halve) -> None:
+def test_fused_gemm(net: Any, halve: Halve, finished: Finish) -> None:
     n = net(4, 6)
     y = n.op("FusedGemm", "x", n.normal(12, 6), n.constant(ROW), transB=1, activation="Relu", domain="com.microsoft")
     assert halve(finished(n, n.op("MatMul", y, n.normal(12, 3)), 4, 3)).classes == 12
