@@ -16,6 +16,7 @@ from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
 from onnxopt.runtime.target import fast_counts
 
+_SMALLEST_STEP = 4
 _Tensors: TypeAlias = Callable[[Node], Iterable[Tensor]]
 
 
@@ -76,6 +77,16 @@ def shared(makers: Sequence[Producer], coupling: Coupling) -> npt.NDArray[np.boo
     for maker in makers:
         count[np.unique(maker.classes)] += 1
     return np.asarray(count > 1)
+
+
+def step(channels: int, channel_step: int) -> int:
+    """What the number of channels that stay is best a multiple of, where each layer is to lose the same share.
+
+    The power of two up to ``channel_step`` that is no more than a quarter of them, and at least 4: below that, ONNX
+    Runtime's blocked kernels fall back to slow ones.
+    """
+    quarter = max(_SMALLEST_STEP, channels // 4)
+    return min(channel_step, 1 << (quarter.bit_length() - 1))
 
 
 def levels(classes: int, width: int, align: int, channel_step: int) -> Floats:

@@ -135,14 +135,16 @@ class Planner:
         self, coupling: Coupling, makers: Sequence[Producer], score: Floats, held: Mapping[int, str]
     ) -> list[Block]:
         """The blocks that may be cut, with the numbers of classes that may stay."""
-        width = channels.widths(makers, coupling)
+        width, channel_step = channels.widths(makers, coupling), self._context.target.channel_step
         found = []
         for block in coupling.blocks():
             first = int(block[0])
             if first in held or np.isnan(score[first]):
                 continue
-            wide = int(width[first])
-            able = channels.levels(len(block), wide, self._settings.align, self._context.target.channel_step)
+            wide, align = int(width[first]), self._settings.align
+            if not align and self._settings.budget is None:
+                align = channels.step(len(block) * wide, channel_step)
+            able = channels.levels(len(block), wide, align, channel_step)
             least = self._settings.min_keep
             fewest = max(1, least * len(block) if least < 1 else least / wide)
             found.append(Block(block, able[able >= min(fewest, len(block))]))

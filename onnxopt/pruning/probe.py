@@ -51,4 +51,9 @@ class Probe:
         session = Session(model, threads=self._threads)
         parts = [session.run(feed) for feed in self._feeds]
         floats = [k for k, y in parts[0].items() if np.issubdtype(y.dtype, np.floating)]
-        return {k: np.concatenate([np.atleast_2d(p[k].astype(np.float64)) for p in parts]) for k in floats}
+        found = {k: np.concatenate([np.atleast_2d(p[k].astype(np.float64)) for p in parts]) for k in floats}
+        return {k: _centred(y) for k, y in found.items()}
+
+
+def _centred(y: Array) -> Array:
+    return y - y.mean(axis=1, keepdims=True) if y.ndim == 2 and y.shape[1] > 2 else y
