@@ -78,7 +78,7 @@ def gather(site: Site) -> None:
         site.freeze(x[axis][picked.values.reshape(1)], "picks one of them")
 
 
-@rules.on("GatherElements", "ScatterElements")
+@rules.on("GatherElements", "Scatter", "ScatterElements")
 def elements(site: Site) -> None:
     """Along all axes but one an index stays itself; along that one any may be asked for."""
     x, *others = site.operands()

@@ -56,6 +56,15 @@ def integer_product(site: Site) -> None:
     _ends(site, b, -2 if b.rank > 1 else -1, site.input(zero), a, -1)
 
 
+@rules.on("com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat")
+def product_to_float(site: Site) -> None:
+    """a, b, scales, zero points, a bias. What is read is quantized as a whole, or has a zero that is computed."""
+    a, b, *parameters = site.operands()
+    multiply(site, a, b)
+    for p in _longer(list(parameters)):
+        site.equal(p[-1], b[-1])
+
+
 @rules.on("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
 def quantized_broadcast(site: Site) -> None:
     """a, b, y, each with scale and zero point."""

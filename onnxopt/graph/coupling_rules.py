@@ -33,7 +33,9 @@ _POOLS = (
 )  # fmt: skip
 _REDUCTIONS = ("ArgMax", "ArgMin", "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd")
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceMean", "ReduceSum", "ReduceSumSquare")
-_ALONG = ("CumSum", "Hardmax", "LogSoftmax", "Softmax", "TopK", "Trilu")
+_ALONG = (
+    "Compress", "CumProd", "CumSum", "Hardmax", "LogSoftmax", "ReverseSequence", "Softmax", "TopK", "Trilu",
+)  # fmt: skip
 
 
 @rules.on(*_UNARY)
@@ -195,19 +197,31 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 @rules.on(*_ALONG)
 def along_axis(site: Site) -> None:
-    """Values along an axis depend on each other, and in old operator sets on all that follows it."""
+    """Values along some axes depend on each other, in old operator sets along all that follow; the others pass."""
     x = site.operands()[0]
-    old = site.opset < 13 and "max" in site.node.op
-    given: list[int] | None = [int(site.attr("axis", 1 if old else -1))]
-    if site.node.op == "CumSum":
-        given = parameters.read(site.node, 1, "axis")
-    if site.node.op == "Trilu":
-        given = [-2, -1]
+    given = _own_axes(site)
     if given is not None:
         axes = {range(x.rank)[k] for k in given}
-        kept = range(min(axes)) if old else [k for k in range(x.rank) if k not in axes]
+        kept = range(min(axes)) if _folds(site) else [k for k in range(x.rank) if k not in axes]
         for y in site.outputs:
             site.pass_on(x, y, kept)
+
+
+def _own_axes(site: Site) -> list[int] | None:
+    """The axes that an operator works along; None where that is computed, or where it is all."""
+    if site.node.op in ("CumProd", "CumSum"):
+        return parameters.read(site.node, 1, "axis")
+    if site.node.op == "Compress":
+        return parameters.read(site.node, len(site.node.inputs), "axis")
+    if site.node.op == "ReverseSequence":
+        return [int(site.attr("time_axis", 0)), int(site.attr("batch_axis", 1))]
+    if site.node.op == "Trilu":
+        return [-2, -1]
+    return [int(site.attr("axis", 1 if _folds(site) else -1))]
+
+
+def _folds(site: Site) -> bool:
+    return site.opset < 13 and "max" in site.node.op
 
 
 @rules.on(*_POOLS)

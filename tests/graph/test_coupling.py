@@ -103,6 +103,27 @@ SAME: dict[str, tuple[Callable[[Any, str], str], int, int]] = {
         12,
         12,
     ),
+    "Compress of rows": (one("Compress", np.arange(8) < 5, axis=2), 12, 12),
+    "Compress of all": (
+        lambda n, x: n.op("Mul", x, n.op("Slice", n.op("Compress", x, n.constant([1], bool)), n.ints(0), n.ints(1))),
+        12,
+        0,
+    ),
+    "ReverseSequence": (
+        lambda n, x: n.op(
+            "Transpose",
+            n.op(
+                "ReverseSequence",
+                n.op("Transpose", x, perm=[0, 2, 3, 1]),
+                n.ints(2, 3, 8, 1),
+                time_axis=1,
+                batch_axis=0,
+            ),
+            perm=[0, 3, 1, 2],
+        ),
+        12,
+        12,
+    ),
     "Compress of channels": (one("Compress", np.arange(12) < 5, axis=1), 5, 0),
     "AveragePool": (one("AveragePool", kernel_shape=[2, 2]), 12, 12),
     "GlobalMaxPool": (one("GlobalMaxPool"), 12, 12),

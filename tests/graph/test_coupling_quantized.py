@@ -113,6 +113,16 @@ def test_products_of_integers(zero: int, classes: int, net: Any, halve: Halve) -
     assert halve(n.model(n.op("Cast", y, to=TensorProto.FLOAT))).classes == classes
 
 
+def test_products_of_integers_that_make_floats(net: Any, halve: Halve, finished: Finish) -> None:
+    n = net(4, 6)
+    bias = n.constant(ROW)
+    more = integers(n, 6, 12), scales(n, 12), n.constant(np.zeros(12), np.int8), bias
+    y = n.op("DynamicQuantizeMatMul", "x", *more, domain="com.microsoft")
+    more = integers(n, 12, 8), scales(n, 8), n.constant(np.zeros(8), np.int8)
+    y = n.op("DynamicQuantizeMatMul", y, *more, domain="com.microsoft")
+    assert halve(finished(n, n.op("MatMul", y, n.normal(8, 3)), 4, 3)).classes == 8
+
+
 @pytest.mark.parametrize("group", [1, 2, 12])
 def test_convolutions_of_integers(group: int, net: Any, halve: Halve) -> None:
     n = net(4, 3, 8, 8)
