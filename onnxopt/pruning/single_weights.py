@@ -26,7 +26,10 @@ from onnxopt.pruning.repair import Place, Rows, observed
 
 Criterion = Literal["splitting", "obs", "magnitude"]
 _CHOOSE: dict[Criterion, Callable[[Floats, Floats, int | Runs], Mask]] = {"splitting": by_splitting, "obs": by_surgery}
-# Added to the power of every input, relative to the mean of all; held-back samples say which.
+# Added to the power of every input, as a share of it: to choose, and to solve, where held-back samples say which.
+# To choose with each of those as well gained nothing from 512 samples, and a decibel from 16, for twice the time.
+_CHOICE = 0.1
+_FLOOR, _TINY = 1e-4, 1e-30
 _DAMPINGS = (1e-2, 1e-1, 1.0)
 
 
@@ -110,8 +113,9 @@ class _Seen:
 
     def damped(self, damping: float) -> Floats:
         """The second moments of the inputs, about their means where the bias is free."""
-        mean = np.trace(self.gram, axis1=1, axis2=2)[:, None, None] / self.gram.shape[1]
-        return np.asarray(self.gram + damping * np.where(mean > 0, mean, 1.0) * np.eye(self.gram.shape[1]))
+        power = np.diagonal(self.gram, axis1=1, axis2=2)
+        added = damping * power + np.maximum(_FLOOR * power.mean(axis=1, keepdims=True), _TINY)
+        return np.asarray(self.gram + added[..., None] * np.eye(power.shape[1]))
 
     def wanted(self, gram: Floats) -> Floats:
         """The weights that come nearest to what shall be made, none of them zero."""
@@ -135,13 +139,12 @@ def _candidates(layer: Node, seen: _Seen, goes: int | Runs, criterion: Criterion
     yield seen.with_bias(np.where(small, 0.0, seen.weight))
     if criterion == "magnitude":
         return
-    order = _order(layer)
+    order, gram = _order(layer), seen.damped(_CHOICE)
+    wanted, mask = seen.wanted(gram), np.empty(small.shape, np.bool_)
+    mask[..., order] = _CHOOSE[criterion](wanted[..., order], gram[:, order][..., order], goes)
     for damping in _DAMPINGS:
         gram = seen.damped(damping)
-        wanted = seen.wanted(gram)
-        mask = np.empty(wanted.shape, np.bool_)
-        mask[..., order] = _CHOOSE[criterion](wanted[..., order], gram[:, order][..., order], goes)
-        yield seen.with_bias(settle(wanted, gram, mask))
+        yield seen.with_bias(settle(seen.wanted(gram), gram, mask))
 
 
 def _zeros(layer: Node) -> float:
