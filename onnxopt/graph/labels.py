@@ -59,6 +59,8 @@ class Statements:
         self.choices: list[Choice] = []
         self.joins: list[Labels] = []
         self.contractions: list[Contraction] = []
+        self._component: Labels = np.zeros(0, np.intp)
+        self._solved = 0
 
     def fresh(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Labels for a new tensor: the first of each axis, the rest follow it."""
@@ -82,10 +84,13 @@ class Statements:
 
     def solve(self) -> tuple[Labels, Labels]:
         """The component of every label; and for every component, the first statement that freezes it, or -1."""
-        edges = coo_array(
-            (np.ones(sum(map(len, self.left)), bool), (_joined(self.left), _joined(self.right))), (self.size,) * 2
-        )
-        component = np.asarray(connected_components(edges, directed=False)[1], np.intp)
+        # Only what was said since the last time, about what was found then.
+        new = np.arange(len(self._component), self.size) - len(self._component) + self._component.max(initial=-1) + 1
+        before = np.concatenate([self._component, new])
+        left, right = (before[_joined(part[self._solved :])] for part in (self.left, self.right))
+        edges = coo_array((np.ones(len(left), bool), (left, right)), (int(before.max()) + 1,) * 2)
+        component = np.asarray(connected_components(edges, directed=False)[1], np.intp)[before]
+        self._component, self._solved = component, len(self.left)
         none = len(self.why)
         first = np.full(int(component.max()) + 1, none, np.intp)
         statement = np.repeat(np.arange(none), [len(f) for f in self.frozen])
