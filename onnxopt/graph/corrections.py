@@ -135,6 +135,7 @@ def _new_places(stays: Mask) -> Labels:
 
 
 table: dict[str, Correction] = corrections_counts.table | {
+    "ConstantOfShape": _sizes_at(0),
     "Expand": _sizes_at(1),
     "Gather": _gather,
     "Pad": _pad,

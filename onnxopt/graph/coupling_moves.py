@@ -175,10 +175,12 @@ def expand(site: Site) -> None:
 
 @rules.on("ConstantOfShape")
 def constant_of_shape(site: Site) -> None:
-    """As long as what was measured."""
+    """As long as what was measured, or as a literal says."""
     for k, number in enumerate(site.numbers(0) or ()):
         if isinstance(number, Size):
             site.equal(site.axis_of(number), site.y[k])
+        elif number is not None:
+            _ = site.y[k]
 
 
 @rules.on("Shape")

@@ -13,6 +13,7 @@ from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.model import Model
 
+Halve = Callable[..., Any]
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
@@ -35,7 +36,7 @@ def layer(n: Any, op: str, x: str, into: int, units: int, directions: int = 1, *
 
 
 @pytest.mark.parametrize("op", GATES)
-def test_hidden_units(op: str, net: Any, halve: Callable[..., Any]) -> None:
+def test_hidden_units(op: str, net: Any, halve: Halve) -> None:
     n = net(5, 2, 6)
     y = layer(n, op, n.op("MatMul", "x", n.normal(6, 10)), 10, 8)[0]
     y = layer(n, op, n.op("Squeeze", y, n.ints(1)), 8, 4)[0]
@@ -45,20 +46,20 @@ def test_hidden_units(op: str, net: Any, halve: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("op", GATES)
-def test_both_directions_lose_the_same_units(op: str, net: Any, halve: Callable[..., Any]) -> None:
+def test_both_directions_lose_the_same_units(op: str, net: Any, halve: Halve) -> None:
     n = net(5, 2, 6)
     y = layer(n, op, "x", 6, 8, 2)[0]
     y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, 0, -1))
     assert halve(n.model(n.op("MatMul", y, n.normal(16, 3)))).classes == 8
 
 
-def test_last_states(net: Any, halve: Callable[..., Any]) -> None:
+def test_last_states(net: Any, halve: Halve) -> None:
     n = net(5, 2, 6)
     _, hidden, cell = layer(n, "LSTM", "x", 6, 8)
     assert halve(n.model(n.op("MatMul", n.op("Add", hidden, cell), n.normal(8, 3)))).classes == 8
 
 
-def test_initial_states_lengths_and_peepholes(net: Any, halve: Callable[..., Any]) -> None:
+def test_initial_states_lengths_and_peepholes(net: Any, halve: Halve) -> None:
     n = net(5, 2, 6)
     state = n.op(
         "Unsqueeze", n.op("Gather", n.op("MatMul", "x", n.normal(6, 8)), n.constant(0, int), axis=0), n.ints(0)
@@ -67,6 +68,14 @@ def test_initial_states_lengths_and_peepholes(net: Any, halve: Callable[..., Any
     start = n.constant(np.linspace(-1, 1, 16).reshape(1, 2, 8))
     lengths, peepholes = n.constant([5, 3], np.int32), n.normal(1, 24)
     y = n.op("LSTM", "x", *weights, lengths, state, start, peepholes, outputs=3, hidden_size=8)[0]
+    assert halve(n.model(n.op("MatMul", y, n.normal(8, 3)))).classes == 8
+
+
+def test_states_made_for_any_batch(net: Any, halve: Halve) -> None:
+    n = net(5, "N", 6)
+    batch = n.op("Slice", n.op("Shape", "x"), n.ints(1), n.ints(2))
+    state = n.op("ConstantOfShape", n.op("Concat", n.ints(1), batch, n.ints(8), axis=0))
+    y = n.op("LSTM", "x", n.normal(1, 32, 6), n.normal(1, 32, 8), "", "", state, state, outputs=3, hidden_size=8)[0]
     assert halve(n.model(n.op("MatMul", y, n.normal(8, 3)))).classes == 8
 
 
