@@ -22,6 +22,7 @@ from onnxopt.graph import (
     coupling_bodies,
     coupling_moves,
     coupling_norms,
+    coupling_products,
     coupling_quantized,
     coupling_recurrent,
     coupling_rules,
@@ -33,6 +34,7 @@ from onnxopt.graph.model import Model
 
 _RULES: Mapping[str, Rule] = (
     coupling_rules.rules
+    | coupling_products.rules
     | coupling_moves.rules
     | coupling_norms.rules
     | coupling_attention.rules

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxopt.graph.coupling_moves import concat_of
-from onnxopt.graph.coupling_rules import convolve, join, multiply, pool, spread
+from onnxopt.graph.coupling_products import convolve, multiply
+from onnxopt.graph.coupling_rules import join, pool, spread
 from onnxopt.graph.labels import Operand, Rules, Site
 
 rules = Rules()
