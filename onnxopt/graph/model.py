@@ -39,6 +39,7 @@ class Model:
         self.path = path
         self.mapped = mapped
         self._names = names
+        self._numbers: dict[str, int] = {}  # by stem, where to go on looking for a fresh name
         self._new_bytes = 0
 
     @classmethod
@@ -168,11 +169,12 @@ class Model:
 
     def fresh_name(self, stem: str) -> str:
         """A tensor or node name that nothing in the model has yet: the stem itself, or the stem and a number."""
-        name, n = stem, 0
+        name, n = stem, self._numbers.get(stem, 0)
         while name in self._names:
             n += 1
             name = f"{stem}_{n}"
         self._names.add(name)
+        self._numbers[stem] = n
         return name
 
     def constant(self, stem: str, values: Array) -> Constant:
