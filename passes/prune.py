@@ -127,7 +127,9 @@ class Prune(Pass):
             cut.apply(model)
             proofs.append(_prove(model, masked, context))
             if self.repair:
-                unsolved |= {label(p.layer): f for p in places if p.shortened and (f := unrolled.fault(p.layer))}
+                outer = {id(n) for n in model.graph.nodes}
+                faults = ((p, unrolled.fault(p.layer) if id(p.layer) in outer else groups.BODY) for p in places)
+                unsolved |= {label(p.layer): fault for p, fault in faults if p.shortened and fault}
                 repaired = repair(model, original, places, context, self.samples)
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
         skips += _skips(model, plans[-1], stays)
