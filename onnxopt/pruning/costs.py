@@ -1,16 +1,17 @@
-"""What a model costs, as a function of how many channels stay: MACs or parameters.
+"""What a model costs, as a function of how many channels stay.
 
-Every product and every constant is as large as the product of the lengths of some axes, and the length of an axis is
-what is frozen of it plus, for each block on it, the classes that stay times how often one occurs:
+Every product and every constant costs in proportion to factors, one for each of some axes; a factor depends on the
+share of the axis that is left, which is what is frozen of it plus, for each block on it, the classes that stay:
 
-    cost(k) = sum_t size_t * prod_{a in t} (frozen_a + sum_b often_ab k_b) / length_a
+    cost(k) = fixed + sum_t size_t * prod_{a in t} f_a(frozen_a + sum_b often_ab k_b)
 
-with k_b the number of classes of block b that stay.
+with k_b the number of classes of block b that stay, and f_a(1) = 1. For MACs and parameters f_a(s) = s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,35 +28,45 @@ _WEIGHT_AXES: Mapping[str, Sequence[tuple[int, int]]] = {
     "ConvTranspose": ((1, 0), (1, 1)),
     "Gemm": ((1, 0), (1, 1)),
 }
+Curve: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+_LINEAR: Curve = ((0.0, 1.0), (0.0, 1.0))
+
+
+class Axis(NamedTuple):
+    """The classes along an axis, and f as (shares, factors), both rising, linear in between."""
+
+    classes: Labels
+    curve: Curve = _LINEAR
 
 
 class Costs:
     """``total(k)`` for k (blocks,), the classes that stay. ``neighbours[b]`` are the blocks whose savings b changes."""
 
-    def __init__(self, blocks: Sequence[Labels], terms: Iterable[tuple[float, Sequence[Labels]]], count: int) -> None:
-        """``terms`` are sizes, and the classes along the axes that each is proportional to; ``count`` is of classes."""
+    def __init__(
+        self, blocks: Sequence[Labels], terms: Iterable[tuple[float, Sequence[Axis]]], count: int, fixed: float = 0.0
+    ) -> None:
+        """``terms`` are sizes, and the axes that each depends on; ``count`` is of classes."""
         block_of = np.full(count + 1, -1, np.intp)
         for b, block in enumerate(blocks):
             block_of[block] = b
         self.full = np.array([len(block) for block in blocks], np.float64)
-        axes: dict[bytes, int] = {}
+        self.fixed = fixed
+        axes: dict[tuple[bytes, Curve], int] = {}
         frozen: list[float] = []
         often: list[Floats] = []
         sizes: list[float] = []
         members: list[list[int]] = []
-        self.fixed = 0.0
         for size, along in terms:
             moving = []
-            for classes in along:
-                of = block_of[classes]
-                if not len(of) or (of < 0).all():
+            for axis in along:
+                of = block_of[axis.classes]
+                if (of < 0).all():
                     continue
-                key = of.tobytes()
+                key = (of.tobytes(), axis.curve)
                 if key not in axes:
                     axes[key] = len(frozen)
-                    counts = np.bincount(of[of >= 0], minlength=len(blocks)) / self.full
                     frozen.append(float((of < 0).mean()))
-                    often.append(counts / len(of))
+                    often.append(np.bincount(of[of >= 0], minlength=len(blocks)) / self.full / len(of))
                 moving.append(axes[key])
             if moving:
                 sizes.append(float(size))
@@ -64,9 +75,10 @@ class Costs:
                 self.fixed += float(size)
         self._frozen = np.array(frozen)
         self._often = np.array(often).reshape(len(frozen), len(blocks))
+        self._curves = {i: curve for (_, curve), i in axes.items() if curve is not _LINEAR}
         self._sizes = np.array(sizes)
         width = max(map(len, members), default=0)
-        # Terms of fewer axes are padded with one whose share is 1.
+        # Terms of fewer axes are padded with one whose factor is 1.
         padded = [m + [len(frozen)] * (width - len(m)) for m in members]
         self._members = np.array(padded, np.intp).reshape(len(members), width)
         on = np.zeros((len(frozen) + 1, len(blocks)), np.bool_)
@@ -77,22 +89,26 @@ class Costs:
 
     def total(self, kept: Floats) -> float:
         """The cost with so many classes of each block."""
-        return self.fixed + float(self._values(self._shares(kept), slice(None)).sum())
+        return self.fixed + float((self._sizes * np.prod(self._factors(kept)[self._members], axis=1)).sum())
 
-    def saved(self, kept: Floats, block: int, levels: Floats) -> Floats:
-        """What it would save to go from ``kept`` to each of ``levels`` classes of one block."""
-        terms, shares = self._terms_of[block], self._shares(kept)
-        now = self._values(shares, terms).sum()
-        by_level = shares[:, None] + np.append(self._often[:, block], 0.0)[:, None] * (levels - kept[block])
-        members = self._members[terms]
-        then = self._sizes[terms, None] * np.prod(by_level[members], axis=1)
-        return np.asarray(now - then.sum(axis=0))
+    def saved(self, kept: Floats, blocks: Sequence[int], levels: Floats) -> Floats:
+        """What it would save to go from ``kept`` to each row of ``levels``: classes of these blocks."""
+        terms = np.unique(np.concatenate([self._terms_of[b] for b in blocks]))
+        factors = self._factors(kept)
+        members, sizes = self._members[terms], self._sizes[terms]
+        now = (sizes * np.prod(factors[members], axis=1)).sum()
+        by_level = np.repeat(factors[:, None], len(levels), axis=1)
+        often, rise = self._often[:, list(blocks)], (levels - kept[list(blocks)]).T
+        for a in np.flatnonzero(often.any(axis=1)).tolist():
+            share = self._frozen[a] + self._often[a] @ kept + often[a] @ rise
+            by_level[a] = np.interp(share, self._curves[a][0], self._curves[a][1]) if a in self._curves else share
+        return np.asarray(now - (sizes[:, None] * np.prod(by_level[members], axis=1)).sum(axis=0))
 
-    def _shares(self, kept: Floats) -> Floats:
-        return np.append(self._frozen + self._often @ kept, 1.0)
-
-    def _values(self, shares: Floats, terms: slice | Labels) -> Floats:
-        return np.asarray(self._sizes[terms] * np.prod(shares[self._members[terms]], axis=1))
+    def _factors(self, kept: Floats) -> Floats:
+        found = np.append(self._frozen + self._often @ kept, 1.0)
+        for a, curve in self._curves.items():
+            found[a] = np.interp(found[a], curve[0], curve[1])
+        return found
 
 
 def macs(model: Model, coupling: Coupling, blocks: Sequence[Labels], shapes: Mapping[str, tuple[int, ...]]) -> Costs:
@@ -111,20 +127,20 @@ def parameters(model: Model, coupling: Coupling, blocks: Sequence[Labels], *, in
         for slot, tensor in enumerate(node.inputs):
             if is_constant(tensor) and id(tensor) not in seen:
                 seen.add(id(tensor))
-                along = [coupling.input(node, slot, k) for k in range(len(tensor.shape))]
+                along = [Axis(coupling.input(node, slot, k)) for k in range(len(tensor.shape))]
                 elements = float(np.prod(tensor.shape))
                 terms.append((elements * (tensor.dtype.itemsize if in_bytes else 1), along))
     return Costs(blocks, terms, coupling.count)
 
 
-def _axes(node: Node, coupling: Coupling) -> list[Labels]:
+def _axes(node: Node, coupling: Coupling) -> list[Axis]:
     """The axes that a node's MACs are proportional to, as far as channels go."""
     if node.op in _WEIGHT_AXES:
-        return [coupling.input(node, *at) for at in _WEIGHT_AXES[node.op]]
+        return [Axis(coupling.input(node, *at)) for at in _WEIGHT_AXES[node.op]]
     if node.op == "MatMul":
         ranks = [coupling.rank(t) if not is_constant(t) else len(t.shape) for t in node.inputs]
-        rows = [coupling.input(node, 0, k) for k in range(ranks[0])]
-        return rows + ([coupling.input(node, 1, -1)] if ranks[1] > 1 else [])
+        rows = [Axis(coupling.input(node, 0, k)) for k in range(ranks[0])]
+        return rows + ([Axis(coupling.input(node, 1, -1))] if ranks[1] > 1 else [])
     if node.op in ("LSTM", "GRU", "RNN"):
-        return [coupling.input(node, 2, 1)]
+        return [Axis(coupling.input(node, 2, 1))]
     return []

@@ -17,13 +17,14 @@ from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.pruning import channels, costs, criteria, selection
-from onnxopt.pruning.allocation import Levels, allocate
+from onnxopt.pruning.allocation import allocate
 from onnxopt.pruning.budget import Budget
 from onnxopt.pruning.channels import Producer
 from onnxopt.pruning.costs import Costs
 from onnxopt.pruning.criteria import Criterion
+from onnxopt.pruning.latency import latency
 from onnxopt.pruning.probe import Probe
-from onnxopt.pruning.selection import Block, Ranking
+from onnxopt.pruning.selection import Block
 
 _ENDS = "first or last layer; keep-ends=false prunes it"
 _JOINED = "shares its channels across a residual addition; scope=all prunes them"
@@ -90,26 +91,27 @@ class Planner:
             if not block.most:
                 held |= dict.fromkeys(block.classes.tolist(), _NARROW)
         blocks = [b for b in blocks if b.most]
-        rankings = self._rankings(model, coupling, blocks, score)
-        if settings.budget is None:
-            return Plan(coupling, makers, _joined([r.order for r in rankings]), held)
-        found = self._costs(model, coupling, blocks, shapes)
+        found = None if settings.budget is None else self._costs(model, coupling, blocks, shapes)
+        if found is not None:
+            savings = [found.saved(found.full, [i], found.full[i : i + 1, None] - 1)[0] for i in range(len(blocks))]
+            blocks = [b._replace(saving=float(s)) for b, s in zip(blocks, savings, strict=True)]
+        if settings.criterion == "obs":
+            probe = Probe(model, context) if found is not None and blocks else None
+            paths = selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
+        else:
+            paths = selection.by_score(blocks, score)
+        if found is None or settings.budget is None:
+            return Plan(coupling, makers, _joined([p.order for p in paths]), held)
         if self._full is None:
             self._full = found.total(found.full)
         limit = self._full + (settings.budget.limit(self._full) - self._full) * part
-        kept, way = allocate(
-            [Levels(b.levels, _errors(b, r)) for b, r in zip(blocks, rankings, strict=True)], found, limit
-        )
+        states, kept, way = allocate(paths, found, limit)
         if found.total(kept) > limit * (1 + 1e-9):
             raise PassError(_unreachable(settings.budget, found.total(kept) / self._full))
-        goals = [b._replace(levels=np.array([b.levels[0], k])) for b, k in zip(blocks, kept, strict=True)]
-        if settings.criterion == "obs":
-            # Layers may read several blocks: what is left of one tells what the others must keep.
-            rankings = selection.by_data(model, coupling, goals, score, context, settings.samples)
-        gone = [r.order[: g.most] for r, g in zip(rankings, goals, strict=True)]
-        for block, classes in zip(blocks, gone, strict=True):
-            if not len(classes):
+        for block, k in zip(blocks, kept, strict=True):
+            if k == len(block.classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
+        gone = [p.order[: p.gone[state]] for p, state in zip(paths, states, strict=True)]
         return Plan(coupling, makers, _joined(gone), held, [(cost / self._full, error) for cost, error in way])
 
     def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
@@ -151,18 +153,11 @@ class Planner:
         return found
 
     def _share(self, block: Block, makers: Sequence[Producer], part: float) -> Floats:
-        """All classes of a block, and the fewest that are at least the share that is wanted of what it was."""
+        """All classes of a block, down to the fewest that are at least the share that is wanted of what it was."""
         first = int(block.classes[0])
         grown = next((self._widths[id(m.layer)] / len(m.classes) for m in makers if first in m.classes), 1.0)
         wanted = min((1 - self._settings.ratio * part) * len(block.classes) * grown, block.levels[0])
-        return np.array([block.levels[0], block.levels[block.levels >= wanted - 1e-6][-1]])
-
-    def _rankings(self, model: Model, coupling: Coupling, blocks: Sequence[Block], score: Floats) -> list[Ranking]:
-        settings, context = self._settings, self._context
-        if settings.criterion == "obs":
-            probe = Probe(model, context) if settings.budget is not None and blocks else None
-            return selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
-        return [selection.by_score(b, score) for b in blocks]
+        return np.asarray(block.levels[block.levels >= wanted - 1e-6])
 
     def _costs(
         self, model: Model, coupling: Coupling, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]
@@ -173,12 +168,10 @@ class Planner:
                 return costs.macs(model, coupling, classes, shapes)
             case Budget("params"):
                 return costs.parameters(model, coupling, classes)
+            case Budget("latency"):
+                return latency(model, coupling, classes, shapes, self._context)
             case _:
                 return costs.parameters(model, coupling, classes, in_bytes=True)
-
-
-def _errors(block: Block, ranking: Ranking) -> Floats:
-    return np.asarray(ranking.error[(len(block.classes) - block.levels).astype(np.intp)])
 
 
 def _joined(parts: Sequence[Labels]) -> Labels:

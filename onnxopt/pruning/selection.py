@@ -1,4 +1,4 @@
-"""In which order the channels of a block go, and what each further one costs.
+"""In which order channels go, and what each further one costs.
 
 Taking a channel away costs the rise of the least-squares error of each layer that reads it, solved anew, as a share of
 what that layer makes. Channels go one by one, the cheapest first (``numerics.elimination``). What the error of a layer
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
@@ -34,10 +36,11 @@ _TRIED = (0.25, 0.6)
 
 
 class Block(NamedTuple):
-    """The classes of a block, and the numbers of them that may stay: all, then ever fewer."""
+    """The classes of a block, the numbers of them that may stay (all, then ever fewer), and what each saves."""
 
     classes: Labels
     levels: Floats
+    saving: float = 1.0
 
     @property
     def most(self) -> int:
@@ -45,17 +48,23 @@ class Block(NamedTuple):
         return len(self.classes) - int(self.levels[-1])
 
 
-class Ranking(NamedTuple):
-    """The classes that may go in their order, and ``error[i]``: what it costs to do without the first i of them."""
+class Path(NamedTuple):
+    """A way down for some blocks together, as a row of states.
 
-    order: Labels
+    ``blocks`` are their places in the list; ``kept`` (states, blocks) how many classes stay of each; ``error``
+    (states,) what that costs; ``order`` are classes as they go, and ``gone`` (states,) how many of them went by then.
+    """
+
+    blocks: tuple[int, ...]
+    kept: Floats
     error: Floats
+    order: Labels
+    gone: Labels
 
 
-def by_score(block: Block, score: Floats) -> Ranking:
-    """The classes with the lowest scores first; of equals, the first."""
-    order = block.classes[np.argsort(score[block.classes], kind="stable")[: block.most]]
-    return Ranking(order, np.concatenate(([0.0], np.cumsum(score[order]))))
+def by_score(blocks: Sequence[Block], score: Floats) -> list[Path]:
+    """For each block, the classes with the lowest scores first; of equals, the first."""
+    return [_scored(i, block, score) for i, block in enumerate(blocks)]
 
 
 def by_data(
@@ -66,17 +75,17 @@ def by_data(
     context: Context,
     samples: int,
     probe: Probe | None = None,
-) -> list[Ranking]:
-    """Rank the classes of each block on at most so many samples.
+) -> list[Path]:
+    """Ways down, judged on at most so many samples, together for blocks that are read by the same layers: what is left
+    of one can stand in for another, but not for both.
 
-    With a ``probe`` each block is judged by itself, and its errors are those of the outputs; without, it is known how
-    many go of each, and the layers that read several blocks have lost the former when it is the turn of the next. A
-    block that no layer with constant weights reads (the inner product of attention) goes by ``score``.
+    Errors are the layers' own, or, with a ``probe``, those of the outputs. A block that no layer with constant weights
+    reads (the inner product of attention) goes by ``score``.
     """
     wanted = {int(c) for b in blocks for c in b.classes}
     readers = [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
-    of_block = [[i for i, r in enumerate(readers) if int(b.classes[0]) in r.inputs] for b in blocks]
-    found = {k: by_score(b, score) for k, b in enumerate(blocks) if not of_block[k]}
+    bundles = _bundles(blocks, readers)
+    found = [_scored(members[0], blocks[members[0]], score) for members, mine in bundles if not mine]
     batches = feeds(context, samples) if readers else []
     stream = Stream(model, batches, context.shapes(model), context.threads)
     for i, reader in enumerate(context.track(readers, "channels")):
@@ -84,14 +93,35 @@ def by_data(
         share = stream.rest(name)
         limit = max(1, round(unrolled.enough_rows(reader.layer) / (share * len(batches))))
         reader.gather((x for (x,) in stream.read([name], share)), limit, context.rng())
-        for k, block in enumerate(blocks):
-            if of_block[k] and of_block[k][-1] == i:
-                mine = [readers[j] for j in of_block[k]]
-                found[k] = _cheapest(block, mine) if probe is None else _probed(block, [r.copy() for r in mine], probe)
-        waiting = {j for k, js in enumerate(of_block) if k not in found for j in js}
-        for j in set(range(i + 1)) - waiting:
-            readers[j].forget()
-    return [found[k] for k in range(len(blocks))]
+        for members, mine in bundles:
+            if mine and mine[-1] == i:
+                found.append(_descend(members, blocks, [readers[j] for j in mine], probe))
+                for j in mine:
+                    readers[j].forget()
+    return found
+
+
+def _scored(i: int, block: Block, score: Floats) -> Path:
+    order = block.classes[np.argsort(score[block.classes], kind="stable")[: block.most]]
+    gone = (len(block.classes) - block.levels).astype(np.intp)
+    return Path((i,), block.levels[:, None], np.concatenate(([0.0], np.cumsum(score[order])))[gone], order, gone)
+
+
+def _bundles(blocks: Sequence[Block], readers: Sequence[_Reader]) -> list[tuple[list[int], list[int]]]:
+    """Blocks that must be judged together, and the readers to judge them by."""
+    pairs = [
+        (b, r) for b, block in enumerate(blocks) for r, x in enumerate(readers) if int(block.classes[0]) in x.inputs
+    ]
+    size = len(blocks) + len(readers)
+    ends = np.array(pairs, np.intp).reshape(-1, 2) + np.array([0, len(blocks)])
+    edges = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), (size, size))
+    component = np.asarray(connected_components(edges, directed=False)[1])
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    for b in range(len(blocks)):
+        found.setdefault(int(component[b]), ([], []))[0].append(b)
+    for r in range(len(readers)):
+        found[int(component[len(blocks) + r])][1].append(r)
+    return list(found.values())
 
 
 class _Reader:
@@ -122,20 +152,15 @@ class _Reader:
             for w, m in zip(weight, moments, strict=True)
         ]
 
-    def copy(self) -> _Reader:
-        """The same, to take other classes away from."""
-        other = object.__new__(_Reader)
-        other.layer, other.inputs, other._means = self.layer, self.inputs, self._means
-        other._parts = [part.copy() for part in self._parts]
-        return other
-
     def costs(self, classes: Sequence[int]) -> Floats:
         """What each class would cost, as a share of the layer's power."""
         total = sum(part.costs([self.inputs[c][g] for c in classes]) for g, part in enumerate(self._parts))
         return np.asarray(total / max(sum(part.power for part in self._parts), 1e-30))
 
     def remove(self, c: int) -> None:
-        """Do without a class from here on."""
+        """Do without a class from here on, if this reads it."""
+        if c not in self.inputs:
+            return
         for g, part in enumerate(self._parts):
             part.remove(self.inputs[c][g])
 
@@ -160,27 +185,51 @@ def _readers(model: Model, coupling: Coupling) -> list[_Reader]:
     return found
 
 
-def _cheapest(block: Block, readers: Sequence[_Reader], at: dict[int, list[Replacement]] | None = None) -> Ranking:
-    """Take classes away one by one. ``at`` gets the layers as they are when so many, its keys, are gone."""
-    left, gone, error = block.classes.tolist(), [], [0.0]
-    for _ in range(block.most):
-        costs = np.sum([r.costs(left) for r in readers], axis=0)
-        cheapest = int(np.argmin(costs))
-        error.append(error[-1] + max(float(costs[cheapest]), 0.0))
-        gone.append(left.pop(cheapest))
-        for reader in readers:
-            reader.remove(gone[-1])
-        if at is not None and len(gone) in at:
-            at[len(gone)] = [r.solved() for r in readers]
-    return Ranking(np.array(gone, np.intp), np.array(error))
+def _descend(members: Sequence[int], blocks: Sequence[Block], readers: Sequence[_Reader], probe: Probe | None) -> Path:
+    """Take classes away level by level: of the next level of each block, the one that costs the least for what it
+    saves; within it one by one, the cheapest first."""
+    left = [blocks[b].classes.tolist() for b in members]
+    down = [blocks[b].levels[::-1].astype(int).tolist() for b in members]
+    kept, error, order, gone = [[d.pop() for d in down]], [0.0], [], [0]
+    total = sum(blocks[b].most for b in members)
+    tried = {max(1, round(share * total)) for share in _TRIED} if probe is not None else set()
+    gains: list[tuple[float, float]] = []
+    while any(down):
+        options = [i for i, d in enumerate(down) if d]
+        costs = {i: _costs(left[i], readers) for i in options}
+        rates = {i: _rate(costs[i], len(left[i]) - down[i][-1], blocks[members[i]].saving) for i in options}
+        i = min(options, key=rates.__getitem__)
+        spent, rest = error[-1], costs[i]
+        while len(left[i]) > down[i][-1]:
+            cheapest = int(np.argmin(rest))
+            spent += max(float(rest[cheapest]), 0.0)
+            order.append(left[i].pop(cheapest))
+            for reader in readers:
+                reader.remove(order[-1])
+            rest = _costs(left[i], readers)
+        kept.append([*kept[-1][:i], down[i].pop(), *kept[-1][i + 1 :]])
+        error.append(spent)
+        gone.append(len(order))
+        passed = {t for t in tried if t <= len(order)}
+        if probe is not None and (passed or (not gains and not any(down))):
+            gains.append((spent, probe.error([r.solved() for r in readers]) / max(spent, 1e-30)))
+            tried -= passed
+    errors = np.array(error)
+    if gains:
+        spent_by, gain = np.array(gains).T
+        errors = np.maximum.accumulate(errors * np.interp(errors, spent_by, gain))
+    return Path(tuple(members), np.array(kept, np.float64), errors, np.array(order, np.intp), np.array(gone, np.intp))
 
 
-def _probed(block: Block, readers: Sequence[_Reader], probe: Probe) -> Ranking:
-    """The same, with errors of the outputs: those that are measured after some steps, and between them in proportion
-    to the layers' own."""
-    tried = sorted({min(block.most, max(1, round(share * len(block.classes)))) for share in _TRIED})
-    at: dict[int, list[Replacement]] = {n: [] for n in tried}
-    order, local = _cheapest(block, readers, at)
-    gains = [probe.error(at[n]) / max(float(local[n]), 1e-30) for n in tried]
-    error = local * np.interp(np.arange(len(local)), tried, gains)
-    return Ranking(order, np.maximum.accumulate(error))
+def _costs(classes: Sequence[int], readers: Sequence[_Reader]) -> Floats:
+    found = np.zeros(len(classes))
+    for reader in readers:
+        mine = [i for i, c in enumerate(classes) if c in reader.inputs]
+        if mine:
+            found[mine] += reader.costs([classes[i] for i in mine])
+    return found
+
+
+def _rate(costs: Floats, count: int, saving: float) -> float:
+    """What the ``count`` cheapest cost for what they save."""
+    return float(np.maximum(np.sort(costs)[:count], 0).sum()) / (count * max(saving, 1e-30))

@@ -70,13 +70,24 @@ def interleave(
     )
 
 
+def seconds(session: Session, feed: Feed, *, budget_s: float = 0.5) -> float:
+    """The median time of a run, after some to warm up."""
+    _warm_up((session,), feed, budget_s / 5)
+    times: list[int] = []
+    end = time.perf_counter() + budget_s
+    with _no_garbage_collection():
+        while len(times) < 5 or (len(times) < _MAX_PAIRS and time.perf_counter() < end):
+            times.append(_run(session, feed))
+    return float(np.median(times)) / 1e9
+
+
 def _run(session: Session, feed: Feed) -> int:
     started = time.perf_counter_ns()
     session.run(feed)
     return time.perf_counter_ns() - started
 
 
-def _warm_up(sessions: tuple[Session, Session], feed: Feed, budget_s: float) -> None:
+def _warm_up(sessions: Sequence[Session], feed: Feed, budget_s: float) -> None:
     """The first run allocates, the next fill caches; slow models get just the first."""
     started = time.perf_counter()
     for _ in range(_WARM_UP_RUNS):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.pruning.allocation import Levels, allocate
-from onnxopt.pruning.costs import Costs
+from onnxopt.pruning.allocation import allocate
+from onnxopt.pruning.costs import Axis, Costs
+from onnxopt.pruning.selection import Path
 
 
 def chain(widths: list[int]) -> Costs:
@@ -20,41 +21,51 @@ def chain(widths: list[int]) -> Costs:
         labels.append(np.arange(first, first + n))
         first += n
     ends = [np.zeros(3, np.intp), *labels, np.zeros(5, np.intp)]
-    terms = [(float(len(a) * len(b)), [a, b]) for a, b in zip(ends, ends[1:], strict=False)]
+    terms = [(float(len(a) * len(b)), [Axis(a), Axis(b)]) for a, b in pairwise(ends)]
     return Costs(labels, terms, first - 1)
 
 
-def levels(n: int, errors: list[float]) -> Levels:
-    return Levels(np.arange(n, n - len(errors), -1, dtype=np.float64), np.array(errors))
+def path(block: int, n: int, errors: list[float]) -> Path:
+    """One class after the other."""
+    gone = np.arange(len(errors))
+    return Path((block,), (n - gone)[:, None].astype(np.float64), np.array(errors), gone[1:], gone)
 
 
 def test_costs_are_products_of_widths() -> None:
     costs = chain([4, 6])
     assert costs.total(costs.full) == 3 * 4 + 4 * 6 + 6 * 5
     assert costs.total(np.array([2.0, 3.0])) == 3 * 2 + 2 * 3 + 3 * 5
-    np.testing.assert_allclose(costs.saved(costs.full, 0, np.array([3.0, 1.0])), [9, 27])
+    np.testing.assert_allclose(costs.saved(costs.full, [0, 1], np.array([[2.0, 3.0]])), [66 - 27])
+    np.testing.assert_allclose(costs.saved(costs.full, [0], np.array([[3.0], [1.0]])), [9, 27])
     assert costs.neighbours[0].tolist() == [0, 1]
 
 
 def test_what_no_block_changes_is_fixed() -> None:
-    costs = Costs([np.array([1, 2])], [(10.0, [np.zeros(4, np.intp)]), (6.0, [np.array([1, 0, 2])])], 2)
+    costs = Costs([np.array([1, 2])], [(10.0, [Axis(np.zeros(4, np.intp))]), (6.0, [Axis(np.array([1, 0, 2]))])], 2)
     assert costs.fixed == 10
     assert costs.total(np.array([1.0])) == pytest.approx(10 + 6 * 2 / 3)
 
 
+def test_factors_need_not_be_proportional() -> None:
+    stairs = ((0.0, 0.5, 0.6, 1.0), (0.0, 0.5, 1.0, 1.0))
+    costs = Costs([np.arange(1, 11)], [(8.0, [Axis(np.arange(1, 11), stairs)])], 10, fixed=3.0)
+    assert costs.total(np.array([6.0])) == pytest.approx(11)
+    np.testing.assert_allclose(costs.saved(costs.full, [0], np.array([[7.0], [5.0], [2.0]])), [0, 4, 6.4])
+
+
 def test_a_flat_curve_goes_first() -> None:
-    found = allocate([levels(4, [0, 0.5, 1, 2]), levels(6, [0, 0, 0, 3])], chain([4, 6]), 48)
+    found = allocate([path(0, 4, [0, 0.5, 1, 2]), path(1, 6, [0, 0, 0, 3])], chain([4, 6]), 48)
     assert found.kept.tolist() == [4, 4]
     assert found.way[-1] == (12 + 16 + 20, 0.0)
 
 
 def test_a_rise_before_a_flat_stretch_is_looked_past() -> None:
-    found = allocate([levels(8, [0, 1, 1, 1, 1, 1, 1]), levels(6, [0, 0.9])], chain([8, 6]), 60)
+    found = allocate([path(0, 8, [0, 1, 1, 1, 1, 1, 1]), path(1, 6, [0, 0.9])], chain([8, 6]), 60)
     assert found.kept.tolist() == [2, 6]
 
 
 def test_a_budget_that_cannot_be_met_takes_all() -> None:
-    assert allocate([levels(4, [0, 1])], chain([4]), 1).kept.tolist() == [3]
+    assert allocate([path(0, 4, [0, 1])], chain([4]), 1).kept.tolist() == [3]
     assert allocate([], chain([]), 1).kept.tolist() == []
 
 
@@ -63,15 +74,16 @@ def test_a_budget_that_cannot_be_met_takes_all() -> None:
 def test_near_the_best_there_is(seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     widths = rng.integers(2, 6, 3).tolist()
-    blocks = [levels(n, np.concatenate(([0], np.cumsum(rng.random(n - 1)))).tolist()) for n in widths]
+    rises = [np.concatenate(([0], np.cumsum(rng.random(n - 1)))).tolist() for n in widths]
+    paths = [path(b, n, rise) for b, (n, rise) in enumerate(zip(widths, rises, strict=True))]
     costs = chain(widths)
     limit = share * costs.total(costs.full)
-    found = allocate(blocks, costs, limit)
-    able = [k for k in product(*(b.kept for b in blocks)) if costs.total(np.array(k)) <= limit + 1e-9]
+    found = allocate(paths, costs, limit)
+    able = [k for k in product(*(p.kept[:, 0] for p in paths)) if costs.total(np.array(k)) <= limit + 1e-9]
     total = costs.total(found.kept)
     assert (total <= limit + 1e-9) == bool(able)
     if able:
-        at = [[float(b.error[int(b.kept[0] - k)]) for b, k in zip(blocks, kept, strict=True)] for kept in able]
+        at = [[rise[int(n - k)] for rise, n, k in zip(rises, widths, kept, strict=True)] for kept in able]
         mine = found.way[-1][1]
         # Greedy: not always the best of all, never far from it.
         assert min(map(sum, at)) - 1e-9 <= mine <= min(map(sum, at)) + 1.5
