@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 import onnxsim
-from adapter import Request, first_line, run
+from adapter import Feed, Request, first_line, run
 from budget import nearest
 
 
@@ -25,16 +25,16 @@ def prune(request: Request) -> None:
     }
     feeds = list(request.feeds())[: options.get("feeds")]
 
-    def by_weights(ratio: float) -> onnx.ModelProto:
-        return onnxsim.apply_structured_pruning(model, ratio, **settings)
-
-    def by_activations(ratio: float) -> onnx.ModelProto:
+    def at(ratio: float, feeds: list[Feed] = feeds) -> onnx.ModelProto:
+        if not options.get("activations"):
+            return onnxsim.apply_structured_pruning(model, ratio, **settings)
         pruned = onnxsim.apply_structured_wanda_pruning(model, feeds, sparsity=ratio, **settings)
         return onnxsim.apply_pruning_finetune(model, pruned, feeds) if options.get("repair") else pruned
 
-    at = by_activations if options.get("activations") else by_weights
-    # Where each layer loses the same share, what is chosen by does not change the sizes.
-    sketch = at if options.get("everywhere") else by_weights
+    def sketch(ratio: float) -> onnx.ModelProto:
+        # Where each layer loses the same share, the samples do not change the sizes.
+        return at(ratio, feeds if options.get("everywhere") else feeds[:1])
+
     found = nearest(at, whole, 1 - options["budget"], sketch)
     request.figures |= found.figures
     onnx.save(found.model, request.output)
