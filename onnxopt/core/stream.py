@@ -19,11 +19,12 @@ _MEMORY = 2**28
 _FEWEST = 8
 
 
-def feeds(context: Context, samples: int, batch: int | None = None) -> list[Feed]:
-    """The first ``samples`` samples of a context, or as many as fit into 256 MiB; ``batch`` instead of its own."""
+def feeds(context: Context, samples: int, batch: int | None = None, start: int = 0) -> list[Feed]:
+    """The samples of a context from ``start`` to ``samples``, or as many as fit into 256 MiB; ``batch`` instead of its
+    own."""
     found: list[Feed] = []
     size = 0
-    for feed in context.dataset.batches(batch or context.batch, stop=samples):
+    for feed in context.dataset.batches(batch or context.batch, start, samples):
         size += sum(value.nbytes for value in feed.values())
         if found and size > _MEMORY:
             break

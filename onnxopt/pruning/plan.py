@@ -96,7 +96,7 @@ class Planner:
             savings = [found.saved(found.full, [i], found.full[i : i + 1, None] - 1)[0] for i in range(len(blocks))]
             blocks = [b._replace(saving=float(s)) for b, s in zip(blocks, savings, strict=True)]
         if settings.criterion == "obs":
-            probe = Probe(model, context) if found is not None and blocks else None
+            probe = Probe(model, context, settings.samples) if found is not None and blocks else None
             paths = selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
         else:
             paths = selection.by_score(blocks, score)

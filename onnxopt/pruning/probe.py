@@ -13,10 +13,9 @@ from onnxopt.core.stream import feeds
 from onnxopt.graph.ir import Node
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
-from onnxopt.graph.signature import Array
 from onnxopt.runtime.session import Session
 
-_SAMPLES = 64
+_SAMPLES, _FEW = 128, 16
 
 
 class Replacement(NamedTuple):
@@ -28,32 +27,53 @@ class Replacement(NamedTuple):
 
 
 class Probe:
-    """Holds what a model makes of a few samples. Outputs that are no floats say nothing here."""
+    """Holds what a model makes of the first ``samples`` samples. Outputs that are no floats say nothing here."""
 
-    def __init__(self, model: Model, context: Context) -> None:
+    def __init__(self, model: Model, context: Context, samples: int) -> None:
         self._model = model
-        self._feeds = feeds(context, _SAMPLES)
+        count = min(context.dataset.count, samples)
+        # Those that it looks at must not be those that weights are solved on, where there are enough.
+        self.samples = min(_SAMPLES, count // 2) if count >= _FEW else 0
+        self._feeds = feeds(context, self.samples or count)
         self._threads = context.threads
         self._wanted = self._run(model)
-        self._power = {name: max(float(np.var(y, axis=0).sum()) * len(y), 1e-30) for name, y in self._wanted.items()}
 
     def error(self, replacements: Sequence[Replacement]) -> float:
-        """Squared error over squared deviation from the mean, averaged over the outputs."""
+        """How much is lost, averaged over the outputs: about 0 for nothing, 1 for all that they tell."""
         model = self._model.clone()
         by_output = {t.name: node for node in model.graph.nodes for t in node.outputs if t.name}
         for layer, weight, bias in replacements:
             unrolled.write(model, by_output[layer.outputs[0].name], weight, bias)
         found = self._run(model)
-        errors = [float(np.square(found[k] - y).sum()) / self._power[k] for k, y in self._wanted.items()]
+        errors = [loss(y, found[name]) for name, y in self._wanted.items()]
         return float(np.mean(errors)) if errors else 0.0
 
-    def _run(self, model: Model) -> dict[str, Array]:
+    def _run(self, model: Model) -> dict[str, Floats]:
         session = Session(model, threads=self._threads)
         parts = [session.run(feed) for feed in self._feeds]
         floats = [k for k, y in parts[0].items() if np.issubdtype(y.dtype, np.floating)]
-        found = {k: np.concatenate([np.atleast_2d(p[k].astype(np.float64)) for p in parts]) for k in floats}
-        return {k: _centred(y) for k, y in found.items()}
+        return {k: np.concatenate([np.atleast_2d(p[k].astype(np.float64)) for p in parts]) for k in floats}
 
 
-def _centred(y: Array) -> Array:
-    return y - y.mean(axis=1, keepdims=True) if y.ndim == 2 and y.shape[1] > 2 else y
+def loss(wanted: Floats, found: Floats) -> float:
+    """What ``found`` loses of ``wanted``, both (samples, ...): squared error over squared deviation from the mean.
+
+    A row of three numbers or more for each sample may be scores of classes. Of them what counts is which are high: the
+    mean with KL(p || q) over the information that p gives, H(mean p) - mean H(p), p and q the softmax of the rows.
+    """
+    power = float(np.square(wanted - wanted.mean(axis=0)).sum())
+    error = float(np.square(found - wanted).sum()) / max(power, 1e-30)
+    if wanted.ndim != 2 or wanted.shape[1] < 3:
+        return error
+    p, q = _log_shares(wanted), _log_shares(found)
+    mean = np.exp(p).mean(axis=0)
+    told = float((np.exp(p) * p).sum(axis=1).mean() - (mean * np.log(np.maximum(mean, 1e-300))).sum())
+    return (error + float((np.exp(p) * (p - q)).sum(axis=1).mean()) / max(told, 1e-12)) / 2
+
+
+def _log_shares(rows: Floats) -> Floats:
+    """Logarithms of shares that add up to 1: of the rows themselves, where they do, else of their softmax."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(rows, 1e-12))
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

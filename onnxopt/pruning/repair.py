@@ -22,13 +22,15 @@ from onnxopt.graph.ir import Node, is_constant, reads
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
-from onnxopt.numerics.least_squares import Moments, fit
+from onnxopt.numerics.least_squares import Affine, Moments, fit
 from onnxopt.numerics.patches import sample_positions
 
 Mask = npt.NDArray[np.bool_]
 # Inputs (n, inputs of all groups x kernel), targets (n, channels), and which are held back (n,).
 Rows = tuple[Floats, Floats, Mask]
-_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# The most that an output is stretched by.
+_STRETCH = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ def repair(model: Model, original: Model, places: Sequence[Place], context: Cont
     The model is changed, the original is not.
     """
     model.tidy()
+    shapes = context.shapes(original)
     seen = observed(model, original, _behind(model, places), context, samples, "repair")
-    return [_solve(model, place, rows) for place, rows in seen]
+    return [_solve(model, place, rows, spread=not _beside(model, place.layer, shapes)) for place, rows in seen]
 
 
 def observed(
@@ -143,8 +146,11 @@ def _rows(
         yield into[fit], out[fit], (of % 5 == 4)[fit]
 
 
-def _solve(model: Model, place: Place, batches: Iterator[Rows]) -> Repaired:
-    """Solve for the change of weights and bias, group by group: so a large ridge leaves the layer as it is."""
+def _solve(model: Model, place: Place, batches: Iterator[Rows], *, spread: bool) -> Repaired:
+    """Solve for the change of weights and bias, group by group: so a large ridge leaves the layer as it is.
+
+    With ``spread``, what the layer makes varies as much as what it shall make.
+    """
     weight, bias = unrolled.read(place.layer)
     groups, outputs, inputs = weight.shape
     train, held = ([Moments.empty(inputs, outputs) for _ in range(groups)] for _ in range(2))
@@ -159,13 +165,35 @@ def _solve(model: Model, place: Place, batches: Iterator[Rows]) -> Repaired:
     before, after, best = 0.0, 0.0, 0.0
     for g in range(groups):
         change, ridge = fit(train[g], held[g], _RIDGES)
-        unchanged, changed = float(held[g].power.sum()), held[g].error(change)
-        if changed < unchanged:
+        unchanged = changed = float(held[g].power.sum())
+        if held[g].error(change) < unchanged:
+            change = _spread(train[g], weight[g], change) if spread else change
+            changed, best = held[g].error(change), max(best, ridge)
             weight[g] += change.weight
             bias[g] += change.bias
-            best = max(best, ridge)
-        before, after = before + unchanged, after + min(unchanged, changed)
-    if after < before:
+        before, after = before + unchanged, after + changed
+    if best:
         unrolled.write(model, place.layer, weight, bias)
     power = max(power, 1e-30)
     return Repaired(label(place.layer), before / power, after / power, best, train[0].count + held[0].count)
+
+
+def _spread(seen: Moments, weight: Floats, change: Affine) -> Affine:
+    """The change with which each output also has the variance that is wanted of it.
+
+    Least squares make outputs vary less than their targets, by what they leave unexplained, and over many layers the
+    answers fade (the variance collapse of Jordan et al., REPAIR, 2023). Such outputs are stretched about their mean.
+    """
+    count, covariance = max(seen.count, 1), seen.covariance
+    missing = seen.cross[-1] / count
+    shared = seen.cross[:-1].T / count - np.outer(missing, seen.mean)
+    made = _variance(weight, covariance)
+    wanted = made + 2 * (shared * weight).sum(axis=1) + seen.power / count - missing**2
+    fitted = weight + change.weight
+    factor = np.sqrt(np.maximum(wanted, 0.0) / np.maximum(_variance(fitted, covariance), 1e-30)).clip(1.0, _STRETCH)
+    stretched = (factor[:, None] - 1) * fitted
+    return Affine(change.weight + stretched, change.bias - stretched @ seen.mean)
+
+
+def _variance(weight: Floats, covariance: Floats) -> Floats:
+    return np.asarray(((weight @ covariance) * weight).sum(axis=1))

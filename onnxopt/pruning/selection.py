@@ -86,7 +86,7 @@ def by_data(
     readers = [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
     bundles = _bundles(blocks, readers)
     found = [_scored(members[0], blocks[members[0]], score) for members, mine in bundles if not mine]
-    batches = feeds(context, samples) if readers else []
+    batches = feeds(context, samples, start=probe.samples if probe is not None else 0) if readers else []
     stream = Stream(model, batches, context.shapes(model), context.threads)
     for i, reader in enumerate(context.track(readers, "channels")):
         name = reader.layer.inputs[0].name
