@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
-from onnxopt.core.patterns import absent
+from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reference import Reference
 from onnxopt.errors import PassError
 from onnxopt.graph.cutting import Cut
@@ -27,9 +27,11 @@ from onnxopt.graph.model import Model
 from onnxopt.pruning import budget, channels, groups
 from onnxopt.pruning.budget import Budget, Quantity
 from onnxopt.pruning.criteria import Criterion
+from onnxopt.pruning.depth import Branch
 from onnxopt.pruning.groups import Ties
 from onnxopt.pruning.plan import Plan, Planner, Settings
 from onnxopt.pruning.repair import Place, Repaired, repair
+from onnxopt.pruning.shortening import Dropped, shorten
 
 _PROOF_SAMPLES = 8
 _RATIO = 0.3
@@ -64,6 +66,7 @@ class Prune(Pass):
     exclude: str = option("", "layers whose channels all stay: names or patterns with *, joined by +")
     keep_ends: bool = option(True, "leave the channels of the first and last layers alone")
     repair: bool = option(True, "solve the layers behind removed channels anew, on calibration data")
+    layers: bool = option(False, "with a budget: drop whole residual blocks too, where that costs less than channels")
     steps: int = option(1, "cut in so many steps, repairing after each and judging anew")
     samples: int = option(512, "how many samples to choose and repair with, at most")
 
@@ -81,7 +84,8 @@ class Prune(Pass):
         given = [q for q in _QUANTITIES if getattr(self, q)] + (["ratio"] if self.ratio is not None else [])
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; one says how much goes")
-        self._budget()
+        if self._budget() is None and self.layers:
+            raise ValueError("layers=true needs a budget: macs, params, size or latency")
 
     def _budget(self) -> Budget | None:
         return next((budget.parse(q, getattr(self, q)) for q in _QUANTITIES if getattr(self, q)), None)
@@ -114,6 +118,7 @@ class Prune(Pass):
         proofs: list[float] = []
         repaired: list[Repaired] = []
         unsolved: dict[str, str] = {}
+        dropped = self._drop(model, context, planner)
         for i in range(self.steps):
             plan = planner.plan(model, (i + 1) / self.steps)
             plans.append(plan)
@@ -121,19 +126,18 @@ class Prune(Pass):
                 ties, frozen = Ties(plan.coupling, plan.makers), groups.frozen(model, plan.coupling, plan.makers)
             cut = Cut(plan.coupling, plan.classes)
             places = _places(plan, cut, stays)
-            if not len(plan.classes):
-                continue
-            masked = cut.masked(model)
-            cut.apply(model)
-            proofs.append(_prove(model, masked, context))
-            if self.repair:
+            if len(plan.classes):
+                masked = cut.masked(model)
+                cut.apply(model)
+                proofs.append(_prove(model, masked, context))
+            if self.repair and (len(plan.classes) or (dropped and not i)):
                 outer = {id(n) for n in model.graph.nodes}
                 faults = ((p, unrolled.fault(p.layer) if id(p.layer) in outer else groups.BODY) for p in places)
                 unsolved |= {label(p.layer): fault for p, fault in faults if p.shortened and fault}
-                repaired = repair(model, original, places, context, self.samples)
+                repaired = repair(model, original, places, context, self.samples, [d.tensor for d in dropped])
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
         skips += _skips(model, plans[-1], stays)
-        if not proofs:
+        if not proofs and not dropped:
             return PassResult(0, skips, {"frozen": [asdict(f) for f in frozen]})
         makers = [m.layer for m in plans[-1].makers]
         kept = {label(m): [len(stays[id(m)]), int(stays[id(m)].sum())] for m in makers}
@@ -141,14 +145,32 @@ class Prune(Pass):
             "channels": {name: count for name, count in kept.items() if count[0] != count[1]},
             "groups": [asdict(g) | {"kept": k} for g, k in zip(ties.groups, ties.kept(stays), strict=True)],
             "frozen": [asdict(f) for f in frozen],
-            "proof": max(proofs),
         }
+        if proofs:
+            figures["proof"] = max(proofs)
+        if dropped:
+            figures["dropped"] = [{"add": d.add, "layers": list(d.layers)} for d in dropped]
+            figures["notes"] = [_dropped(dropped)]
         if plans[-1].curve:
             figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
         if self.repair:
             skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in unsolved.items())
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
-        return PassResult(sum(len(p.classes) for p in plans), skips, figures)
+        return PassResult(len(dropped) + sum(len(p.classes) for p in plans), skips, figures)
+
+    def _drop(self, model: Model, context: Context, planner: Planner) -> list[Dropped]:
+        """Drop the residual blocks that cost less than the channels that would go instead."""
+        limit = self._budget()
+        if limit is None or not self.layers:
+            return []
+        way = planner.plan(model, 1.0, reach=False).curve
+        full = planner.full or 1.0
+
+        def may_go(branch: Branch) -> bool:
+            included = excluded(self.include or "*", branch.layers)
+            return len(included) == len(set(branch.layers)) and not excluded(self.exclude, branch.layers)
+
+        return shorten(model, context, way, limit.limit(full) / full, limit.quantity, self.samples, may_go)
 
 
 def _places(plan: Plan, cut: Cut, stays: _Masks) -> list[Place]:
@@ -173,6 +195,11 @@ def _skips(model: Model, plan: Plan, stays: _Masks) -> tuple[Skip, ...]:
             why = next((plan.held[c] for c in m.classes.tolist() if c in plan.held), "")
             found.append(Skip(label(m.layer), why or f"its channels stay: {plan.coupling.why_frozen(m.layer, m.axis)}"))
     return tuple(found)
+
+
+def _dropped(dropped: Sequence[Dropped]) -> str:
+    names = ", ".join(d.add for d in dropped)
+    return f"dropped {len(dropped)} residual block{'' if len(dropped) == 1 else 's'}, before {names}"
 
 
 def _repairs(repaired: Sequence[Repaired], samples: int) -> dict[str, Figure]:

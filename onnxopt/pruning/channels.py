@@ -42,10 +42,18 @@ def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
 
 
 def is_layer(node: Node) -> bool:
-    """Is it a layer, and not the product of two computed tensors?"""
-    if not node.is_standard or node.op not in layers.LAYERS:
+    """Is it a layer, and not the product of two computed tensors, nor a constant added by a convolution with ones?"""
+    if not node.is_standard or node.op not in layers.LAYERS or _is_addition(node):
         return False
     return node.op != "MatMul" or is_constant(node.inputs[0]) != (layers.stored_weight(node) is not None)
+
+
+def _is_addition(node: Node) -> bool:
+    """Is it a convolution of every channel with 1, as ``depth.drop`` leaves it?"""
+    weight = layers.stored_weight(node) if node.op == "Conv" else None
+    if weight is None or weight.shape[1:] != (1, 1, 1) or node.attrs.get("group", 1) != weight.shape[0]:
+        return False
+    return weight is node.inputs[1] and bool((weight.values == 1).all())
 
 
 def weight_fault(layer: Node) -> str:

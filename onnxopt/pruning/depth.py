@@ -15,15 +15,11 @@ import numpy as np
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
-from onnxopt.core.stream import feeds
 from onnxopt.graph.cost import PRODUCTS, cost
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
-from onnxopt.runtime.session import Session
-
-_OUTPUTS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -103,33 +99,12 @@ def drop(model: Model, branch: Branch, mean: Array) -> None:
         add.inputs = [stays, model.constant(f"{branch.tensor.name}_mean", level)]
 
 
-def errors(
-    model: Model, original: Model, found: Sequence[Branch], averages: Sequence[Array], context: Context, samples: int
-) -> Floats:
-    """How far the model's outputs are from the original's when one branch more is dropped, its mean in its place.
-
-    By branch: squared error over the variance of the outputs, the mean over all outputs, on at most so many samples.
-    """
-    batches = feeds(context, samples)
-    session = Session(original, threads=context.threads)
-    expected: list[list[Array]] = []
-    for batch in batches:
-        expected.append(_numbers(session.run(batch)))
-        if sum(v.nbytes for v in expected[-1]) * (len(expected) + 1) > _OUTPUTS_BYTES:
-            break
-    powers = [_variance([values[i] for values in expected]) for i in range(len(expected[0]))]
-    places = {id(n): i for i, n in enumerate(model.graph.nodes)}
-    result = []
-    for branch, mean in zip(context.track(found, "layers"), averages, strict=True):
-        other = model.clone()
-        drop(other, replace(branch, add=other.graph.nodes[places[id(branch.add)]]), mean)
-        other.tidy()
-        session = Session(other, threads=context.threads)
-        lost = np.zeros(len(powers))
-        for batch, wanted in zip(batches, expected, strict=False):
-            lost += list(map(_squared, _numbers(session.run(batch)), wanted))
-        result.append(float(np.mean(lost / np.maximum(powers, 1e-30))) if powers else 0.0)
-    return np.asarray(np.nan_to_num(result, nan=np.inf, posinf=np.inf), np.float64)
+def without(model: Model, branch: Branch, mean: Array) -> Model:
+    """A copy of the model in which a branch is dropped."""
+    other = model.clone()
+    drop(other, replace(branch, add=other.graph.nodes[model.graph.nodes.index(branch.add)]), mean)
+    other.tidy()
+    return other
 
 
 def _slot(ways: _Ways, add: Node) -> int | None:
@@ -209,25 +184,3 @@ def _within(node: Node) -> Iterator[Node]:
         for inner in body.nodes:
             yield inner
             yield from _within(inner)
-
-
-def _numbers(outputs: Mapping[str, Array]) -> list[Array]:
-    """The outputs that answer in floats; if there are none, all numbers."""
-    found = [v for v in outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"]
-    return [v for v in found if v.dtype.kind == "f"] or found
-
-
-def _squared(got: Array, wanted: Array) -> float:
-    """The squared error; of an answer of another size, as if it were 0."""
-    got = got if got.shape == wanted.shape else np.zeros_like(wanted)
-    return float(np.square(np.subtract(got, wanted, dtype=np.float64)).sum())
-
-
-def _variance(values: Sequence[Array]) -> float:
-    """The power of an output about what it is on the average; of one sample, or of constants, all its power."""
-    power = sum(float(np.square(v, dtype=np.float64).sum()) for v in values)
-    if len({v.shape[1:] for v in values}) > 1 or not values[0].ndim:
-        return power
-    total = sum(v.sum(0, dtype=np.float64) for v in values)
-    about = power - float(np.square(total).sum()) / max(sum(len(v) for v in values), 1)
-    return about if about > 1e-9 * power else power

@@ -70,10 +70,12 @@ class Planner:
         self._widths = {
             id(n): layout(n).outputs for n in model.nodes() if channels.is_layer(n) and not channels.weight_fault(n)
         }
-        self._full: float | None = None
+        self.full: float | None = None
 
-    def plan(self, model: Model, part: float) -> Plan:
-        """What goes until ``part`` of the whole cut is made. Raises PassError where a budget cannot be met."""
+    def plan(self, model: Model, part: float, *, reach: bool = True) -> Plan:
+        """What goes until ``part`` of the whole cut is made. A budget is of what the first model that was planned for
+        costs; where it cannot be met, raises PassError, or without ``reach`` goes as far as can be.
+        """
         context, settings = self._context, self._settings
         shapes = context.shapes(model)
         coupling = Coupling(model, shapes, context.free_axes(model))
@@ -102,17 +104,17 @@ class Planner:
             paths = selection.by_score(blocks, score)
         if found is None or settings.budget is None:
             return Plan(coupling, makers, _joined([p.order for p in paths]), held)
-        if self._full is None:
-            self._full = found.total(found.full)
-        limit = self._full + (settings.budget.limit(self._full) - self._full) * part
+        if self.full is None:
+            self.full = found.total(found.full)
+        limit = self.full + (settings.budget.limit(self.full) - self.full) * part
         states, kept, way = allocate(paths, found, limit)
-        if found.total(kept) > limit * (1 + 1e-9):
-            raise PassError(_unreachable(settings.budget, found.total(kept) / self._full))
+        if reach and found.total(kept) > limit * (1 + 1e-9):
+            raise PassError(_unreachable(settings.budget, found.total(kept) / self.full))
         for block, k in zip(blocks, kept, strict=True):
             if k == len(block.classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
         gone = [p.order[: p.gone[state]] for p, state in zip(paths, states, strict=True)]
-        return Plan(coupling, makers, _joined(gone), held, [(cost / self._full, error) for cost, error in way])
+        return Plan(coupling, makers, _joined(gone), held, [(cost / self.full, error) for cost, error in way])
 
     def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
         """Classes that are left alone because they were asked to be, and why."""

@@ -44,15 +44,24 @@ class Probe:
         by_output = {t.name: node for node in model.graph.nodes for t in node.outputs if t.name}
         for layer, weight, bias in replacements:
             unrolled.write(model, by_output[layer.outputs[0].name], weight, bias)
+        return self.of(model)
+
+    def of(self, model: Model) -> float:
+        """What another model with the same outputs loses. An output of another shape is lost; infinite for NaN."""
         found = self._run(model)
-        errors = [loss(y, found[name]) for name, y in self._wanted.items()]
-        return float(np.mean(errors)) if errors else 0.0
+        errors = [
+            loss(y, found[name]) if name in found and found[name].shape == y.shape else 1.0
+            for name, y in self._wanted.items()
+        ]
+        mean = float(np.mean(errors)) if errors else 0.0
+        return mean if np.isfinite(mean) else np.inf
 
     def _run(self, model: Model) -> dict[str, Floats]:
         session = Session(model, threads=self._threads)
         parts = [session.run(feed) for feed in self._feeds]
-        floats = [k for k, y in parts[0].items() if np.issubdtype(y.dtype, np.floating)]
-        return {k: np.concatenate([np.atleast_2d(p[k].astype(np.float64)) for p in parts]) for k in floats}
+        floats = [k for k, y in parts[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f"]
+        rows = {k: [np.atleast_2d(p[k].astype(np.float64)) for p in parts] for k in floats}
+        return {k: np.concatenate(ys) for k, ys in rows.items() if len({y.shape[1:] for y in ys}) == 1}
 
 
 def loss(wanted: Floats, found: Floats) -> float:

@@ -8,7 +8,7 @@ result is added to another, the sum of both is the target, so that each block al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +53,22 @@ class Repaired:
     rows: int
 
 
-def repair(model: Model, original: Model, places: Sequence[Place], context: Context, samples: int) -> list[Repaired]:
+def repair(
+    model: Model,
+    original: Model,
+    places: Sequence[Place],
+    context: Context,
+    samples: int,
+    changed: Collection[str] = (),
+) -> list[Repaired]:
     """Solve the places that lie behind what was cut, on at most so many samples.
 
-    The model is changed, the original is not.
+    ``changed`` are names of tensors that are others than they were for another reason. The model is changed, the
+    original is not.
     """
     model.tidy()
     shapes = context.shapes(original)
-    seen = observed(model, original, _behind(model, places), context, samples, "repair")
+    seen = observed(model, original, _behind(model, places, changed), context, samples, "repair")
     return [_solve(model, place, rows, spread=not _beside(model, place.layer, shapes)) for place, rows in seen]
 
 
@@ -82,10 +90,10 @@ def observed(
         yield place, _rows(place.layer, pairs, limit, few, context.rng())
 
 
-def _behind(model: Model, places: Sequence[Place]) -> list[Place]:
+def _behind(model: Model, places: Sequence[Place], names: Collection[str]) -> list[Place]:
     """The places whose inputs are no longer what they were, in the order of the graph."""
     by_layer = {id(p.layer): p for p in places}
-    changed: set[int] = set()
+    changed = {id(t) for node in model.graph.nodes for t in node.outputs if t.name in names}
     found = []
     for node in model.graph.nodes:
         place = by_layer.get(id(node))

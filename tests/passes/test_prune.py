@@ -20,6 +20,7 @@ from onnxopt.core.spec import parse
 from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import PassError
 from onnxopt.graph import corrections, io
+from onnxopt.graph.cost import OperatorCost, cost
 from onnxopt.graph.model import Model
 from onnxopt.graph.verify import boundary, faults
 from onnxopt.numerics.tolerance import deviation
@@ -167,6 +168,55 @@ def test_a_layer_that_cannot_be_repaired_is_reported(net: Any) -> None:
     assert result.figures["repaired"] == []
 
 
+def with_a_useless_block(net: Any) -> onnx.ModelProto:
+    """Three residual blocks, of which the second hardly says anything."""
+    n = net()
+    x = n.relu(n.conv("x", 3, 16))
+    for strength in (1.0, 1e-3, 1.0):
+        y = n.conv(n.relu(n.conv(x, 16, 16)), 16, 16)
+        x = n.relu(n.op("Add", x, n.op("Mul", y, n.constant(strength))))
+    made: onnx.ModelProto = n.head(x, 16)
+    return made
+
+
+def totals(model: Model) -> OperatorCost:
+    return cost(model, Context(model, open_dataset(None, model.inputs, samples=4)).shapes(model)).total
+
+
+@pytest.mark.parametrize(
+    ("quantity", "counted"), [("macs", "macs"), ("params", "parameters"), ("size", "weight_bytes")]
+)
+def test_a_useless_block_goes_before_channels(quantity: str, counted: str, net: Any) -> None:
+    proto = with_a_useless_block(net)
+    model, result = prune(proto, Prune(**{quantity: "-45%"}, layers=True))  # type: ignore[arg-type]  # one of the budgets
+    assert result.figures["dropped"] == [{"add": "Add12", "layers": ["Conv8", "Conv10"]}]
+    assert result.figures["notes"] == ["dropped 1 residual block, before Add12"]
+    assert getattr(totals(model), counted) <= 0.55 * getattr(totals(Model.from_proto(proto)), counted)
+    # What is left of the block is no layer: a constant is added by a convolution with ones.
+    assert [n.op for n in model.graph.nodes if n.name == "Add12"] == ["Conv"]
+    assert {"Conv2", "Conv4", "Conv14", "Conv16"} >= set(counts(result)) > set()
+    assert "Add12" not in reasons(result)
+
+
+def test_a_dropped_block_may_be_enough(net: Any) -> None:
+    """Then no channel goes; the layers behind are solved anew all the same. In many steps, blocks go in the first."""
+    for steps in (1, 2):
+        _, result = prune(with_a_useless_block(net), Prune(macs="-25%", layers=True, steps=steps, keep_ends=False))
+        assert (result.changed, counts(result)) == (1, {})
+        assert "proof" not in result.figures
+        repaired = list(result.figures["repaired"])  # type: ignore[arg-type]  # a list of tables
+        assert [r["layer"] for r in repaired] == ["Conv14", "Conv16", "Gemm22"]
+
+
+def test_blocks_that_stay(zoo: Zoo, net: Any) -> None:
+    for include, exclude in (("", "Conv8"), ("Conv2+Conv4+Conv8+Conv14+Conv16", "")):
+        step = Prune(macs="-10%", layers=True, include=include, exclude=exclude, repair=False)
+        assert "dropped" not in prune(with_a_useless_block(net), step)[1].figures
+    for macs in ("-20%", "1G"):
+        _, result = prune(zoo["plain"](), Prune(macs=macs, layers=True, repair=False))
+        assert "dropped" not in result.figures
+
+
 def test_nothing_to_do(zoo: Zoo) -> None:
     _, result = prune(zoo["plain"](), Prune(ratio=0.0))
     assert result.changed == 0
@@ -253,6 +303,8 @@ def test_half_precision(net: Any) -> None:
         ("prune:samples=0", "samples must be at least 1, not 0"),
         ("prune:scope=outer", "scope"),
         ("prune:criterion=l3", "criterion"),
+        ("prune:layers=true", "layers=true needs a budget: macs, params, size or latency"),
+        ("prune:ratio=0.5:layers=true", "layers=true needs a budget: macs, params, size or latency"),
     ],
 )
 def test_wrong_options(spec: str, message: str) -> None:
