@@ -30,50 +30,80 @@ def allocate(paths: Sequence[Path], costs: Costs, limit: float) -> Allocation:
     """States so that the cost is at most ``limit``; the last of every path, where that cannot be."""
     at = np.zeros(len(paths), np.intp)
     kept = costs.full.copy()
-    of_block = {b: i for i, path in enumerate(paths) for b in path.blocks}
-    best = [_best(path, 0, costs, kept) for path in paths]
+    near = _neighbours(paths, costs)
+    best = np.array([_best(path, 0, costs, kept) for path in paths]).reshape(-1, 3)
+    stale = np.zeros(len(paths), np.bool_)
     total, error = costs.total(kept), 0.0
     way = [(total, error)]
-    while total > limit:
-        slopes = np.array([slope for slope, _ in best])
-        if not len(slopes) or not np.isfinite(slopes).any():
-            break
-        i = int(np.argmin(slopes))
-        path, state = paths[i], best[i][1]
-        error += float(path.error[state] - path.error[at[i]])
-        at[i], kept[list(path.blocks)] = state, path.kept[state]
-        total = costs.total(kept)
+    while total > limit and len(paths):
+        i = int(np.argmin(best[:, 0]))
+        if not np.isfinite(best[i, 0]):
+            if not stale.any():
+                break
+            i = int(np.argmax(stale))
+        if stale[i]:
+            best[i], stale[i] = _best(paths[i], int(at[i]), costs, kept), False
+            continue
+        state, saved = int(best[i, 1]), float(best[i, 2])
+        error += float(paths[i].error[state] - paths[i].error[at[i]])
+        at[i], kept[list(paths[i].blocks)] = state, paths[i].kept[state]
+        total -= saved
         way.append((total, error))
-        for j in {of_block[n] for b in path.blocks for n in costs.neighbours[b].tolist() if n in of_block}:
-            best[j] = _best(paths[j], int(at[j]), costs, kept)
-    _give_back(paths, costs, limit, at, kept)
+        # The smaller its neighbours, the less a step saves: what is stale only looks too good, and waits for its turn.
+        stale[near[i]] = True
+    _give_back(paths, costs, limit, at, kept, near)
     error = float(sum(p.error[i] for p, i in zip(paths, at, strict=True)))
     return Allocation(at, kept, [*way, (costs.total(kept), error)])
 
 
-def _best(path: Path, at: int, costs: Costs, kept: Floats) -> tuple[float, int]:
-    """The least error per unit saved on the way down from state ``at``, and the state that gives it."""
+def _neighbours(paths: Sequence[Path], costs: Costs) -> list[Labels]:
+    """By path: those whose savings it changes, itself among them."""
+    of_block = np.full(len(costs.full), -1, np.intp)
+    for i, path in enumerate(paths):
+        of_block[list(path.blocks)] = i
+    found = []
+    for i, path in enumerate(paths):
+        near = of_block[np.concatenate([costs.neighbours[b] for b in path.blocks])]
+        found.append(np.append(near[near >= 0], i))
+    return found
+
+
+def _best(path: Path, at: int, costs: Costs, kept: Floats) -> tuple[float, float, float]:
+    """The least error per unit saved on the way down from state ``at``, the state that gives it, what that saves."""
     below = path.kept[at + 1 :]
     if not len(below):
-        return np.inf, at
+        return np.inf, at, 0.0
     saved = costs.saved(kept, path.blocks, below)
     rise = path.error[at + 1 :] - path.error[at]
     slopes = np.where(saved > 0, np.maximum(rise, 0) / np.maximum(saved, 1e-300), np.inf)
     least = int(np.argmin(slopes))
-    return float(slopes[least]), at + 1 + least
+    return float(slopes[least]), at + 1 + least, float(saved[least])
 
 
-def _give_back(paths: Sequence[Path], costs: Costs, limit: float, at: Labels, kept: Floats) -> None:
+def _give_back(
+    paths: Sequence[Path], costs: Costs, limit: float, at: Labels, kept: Floats, near: Sequence[Labels]
+) -> None:
     """Go back up as far as the budget has room, where it spares the most error first."""
+    first = np.cumsum([0, *(len(path.error) for path in paths)])
+    needed, gain = np.full(first[-1], np.inf), np.zeros(first[-1])
+
+    def look(i: int) -> None:
+        path, up = paths[i], slice(first[i], first[i] + at[i])
+        needed[first[i] : first[i + 1]] = np.inf
+        needed[up] = -costs.saved(kept, path.blocks, path.kept[: at[i]]) if at[i] else 0.0
+        gain[up] = path.error[at[i]] - path.error[: at[i]]
+
+    for i in range(len(paths)):
+        look(i)
     spare = limit - costs.total(kept)
-    while spare > 0:
-        found = []
-        for i, path in enumerate(paths):
-            above = path.kept[: at[i]]
-            fits = -costs.saved(kept, path.blocks, above) <= spare
-            found += [(float(path.error[at[i]] - path.error[state]), i, int(state)) for state in np.flatnonzero(fits)]
-        gain, i, state = max(found, default=(0.0, 0, 0))
-        if gain <= 0:
+    while spare > 0 and len(paths):
+        gains = np.where(needed <= spare, gain, 0.0)
+        most = int(np.argmax(gains))
+        if gains[most] <= 0:
             return
-        at[i], kept[list(paths[i].blocks)] = state, paths[i].kept[state]
+        i = int(np.searchsorted(first, most, side="right")) - 1
+        at[i] = most - first[i]
+        kept[list(paths[i].blocks)] = paths[i].kept[at[i]]
+        for j in set(near[i].tolist()):
+            look(j)
         spare = limit - costs.total(kept)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from onnxopt.graph.cost import cost
 from onnxopt.graph.coupling import Coupling
@@ -53,7 +54,7 @@ class Costs:
         self.fixed = fixed
         axes: dict[tuple[bytes, Curve], int] = {}
         frozen: list[float] = []
-        often: list[Floats] = []
+        often: list[tuple[Labels, Floats]] = []
         sizes: list[float] = []
         members: list[list[int]] = []
         for size, along in terms:
@@ -66,49 +67,82 @@ class Costs:
                 if key not in axes:
                     axes[key] = len(frozen)
                     frozen.append(float((of < 0).mean()))
-                    often.append(np.bincount(of[of >= 0], minlength=len(blocks)) / self.full / len(of))
+                    on, often_on = np.unique(of[of >= 0], return_counts=True)
+                    often.append((on, often_on / self.full[on] / len(of)))
                 moving.append(axes[key])
             if moving:
                 sizes.append(float(size))
                 members.append(moving)
             else:
                 self.fixed += float(size)
-        self._frozen = np.array(frozen)
-        self._often = np.array(often).reshape(len(frozen), len(blocks))
+        self._frozen = np.array([*frozen, 1.0])
+        self._often = csr_array(
+            (
+                np.concatenate([np.zeros(0), *(share for _, share in often)]),
+                np.concatenate([np.zeros(0, np.intp), *(b for b, _ in often)]),
+                np.cumsum([0, *(len(b) for b, _ in often), 0]),
+            ),
+            shape=(len(frozen) + 1, len(blocks)),
+        )
         self._curves = {i: curve for (_, curve), i in axes.items() if curve is not _LINEAR}
         self._sizes = np.array(sizes)
         width = max(map(len, members), default=0)
         # Terms of fewer axes are padded with one whose factor is 1.
         padded = [m + [len(frozen)] * (width - len(m)) for m in members]
         self._members = np.array(padded, np.intp).reshape(len(members), width)
-        on = np.zeros((len(frozen) + 1, len(blocks)), np.bool_)
-        on[:-1] = self._often > 0
-        touched = np.asarray(on[self._members].any(axis=1))
-        self._terms_of = [np.flatnonzero(touched[:, b]) for b in range(len(blocks))]
-        self.neighbours = [np.flatnonzero(touched[t].any(axis=0)) for t in self._terms_of]
+        self._parts: dict[tuple[int, ...], _Part] = {}
+        terms_on: list[list[int]] = [[] for _ in blocks]
+        for t, moving in enumerate(members):
+            for b in {b for a in moving for b in often[a][0].tolist()}:
+                terms_on[b].append(t)
+        self._terms_on = [np.array(t, np.intp) for t in terms_on]
+        self.neighbours = [
+            np.unique(np.concatenate([np.zeros(0, np.intp), *(often[a][0] for t in own for a in members[t])]))
+            for own in terms_on
+        ]
 
     def total(self, kept: Floats) -> float:
         """The cost with so many classes of each block."""
-        return self.fixed + float((self._sizes * np.prod(self._factors(kept)[self._members], axis=1)).sum())
+        factors = self._bent(range(len(self._frozen)), (self._frozen + self._often @ kept)[:, None])
+        return self.fixed + float((self._sizes * np.prod(factors[self._members, 0], axis=1)).sum())
 
     def saved(self, kept: Floats, blocks: Sequence[int], levels: Floats) -> Floats:
         """What it would save to go from ``kept`` to each row of ``levels``: classes of these blocks."""
-        terms = np.unique(np.concatenate([self._terms_of[b] for b in blocks]))
-        factors = self._factors(kept)
-        members, sizes = self._members[terms], self._sizes[terms]
-        now = (sizes * np.prod(factors[members], axis=1)).sum()
-        by_level = np.repeat(factors[:, None], len(levels), axis=1)
-        often, rise = self._often[:, list(blocks)], (levels - kept[list(blocks)]).T
-        for a in np.flatnonzero(often.any(axis=1)).tolist():
-            share = self._frozen[a] + self._often[a] @ kept + often[a] @ rise
-            by_level[a] = np.interp(share, self._curves[a][0], self._curves[a][1]) if a in self._curves else share
-        return np.asarray(now - (sizes[:, None] * np.prod(by_level[members], axis=1)).sum(axis=0))
+        at = tuple(blocks)
+        if at not in self._parts:
+            self._parts[at] = self._part(at)
+        part = self._parts[at]
+        ways = np.concatenate([kept[None, list(at)], levels]) - kept[list(at)]
+        shares = (part.frozen + part.often @ kept)[:, None] + part.rise @ ways.T
+        left = part.sizes @ np.prod(self._bent(part.axes, shares)[part.members], axis=1)
+        return np.asarray(left[0] - left[1:])
 
-    def _factors(self, kept: Floats) -> Floats:
-        found = np.append(self._frozen + self._often @ kept, 1.0)
-        for a, curve in self._curves.items():
-            found[a] = np.interp(found[a], curve[0], curve[1])
-        return found
+    def _part(self, blocks: tuple[int, ...]) -> _Part:
+        terms = np.unique(np.concatenate([self._terms_on[b] for b in blocks]))
+        axes, members = np.unique(self._members[terms], return_inverse=True)
+        often = csr_array(self._often[axes])
+        rise = often[:, list(blocks)].toarray()
+        members = members.reshape(len(terms), self._members.shape[1])
+        return _Part(axes.tolist(), self._frozen[axes], often, rise, members, self._sizes[terms])
+
+    def _bent(self, axes: Sequence[int], shares: Floats) -> Floats:
+        """Factors from shares: (axes, cases)."""
+        for i, a in enumerate(axes if self._curves else ()):
+            if a in self._curves:
+                shares[i] = np.interp(shares[i], *self._curves[a])
+        return shares
+
+
+class _Part(NamedTuple):
+    """What of a cost some blocks change: axes with their frozen shares and how often every block (``often``) and each
+    of these (``rise``) is on them; terms by ``members``, places among these axes, and their ``sizes``."""
+
+    axes: list[int]
+    frozen: Floats
+    often: csr_array
+    rise: Floats
+    members: Labels
+    sizes: Floats
 
 
 def macs(model: Model, coupling: Coupling, blocks: Sequence[Labels], shapes: Mapping[str, tuple[int, ...]]) -> Costs:
