@@ -235,3 +235,16 @@ def test_every_branch_can_go(name: str, zoo: Zoo) -> None:
 def test_a_graph_without_branches(zoo: Zoo) -> None:
     model, context, found = opened(zoo["plain"](), samples=2)
     assert depth.means(model, found, context, 2) == []
+
+
+def test_an_output_that_cannot_be_compared_counts_as_lost(net: Any) -> None:
+    def made(op: str) -> Model:
+        n = net("N", 4)
+        return Model.from_proto(n.model(n.op(op, "x")))
+
+    model = made("Relu")
+    probe = Probe(model, Context(model, open_dataset(None, model.inputs, samples=24)), 24)
+    for op, lost in (("Relu", 0.0), ("Sqrt", float("inf")), ("ReduceMax", 1.0)):
+        other = made(op)
+        other.graph.outputs[0].name = model.graph.outputs[0].name
+        assert probe.of(other) == lost
