@@ -120,7 +120,8 @@ def _outermost(nodes: Iterable[Node], near: _Tensors, far: _Tensors) -> set[int]
     found = set()
     for node in nodes:
         behind = any(id(t) in reached for t in near(node))
-        if not behind and node.op in layers.LAYERS and any(not is_constant(t) for t in node.inputs):
+        computed = any(not is_constant(t) for t in node.inputs)
+        if not behind and node.op in layers.LAYERS and computed and not _is_addition(node):
             found.add(id(node))
             behind = True
         if behind:

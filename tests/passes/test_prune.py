@@ -208,6 +208,16 @@ def test_a_dropped_block_may_be_enough(net: Any) -> None:
         assert [r["layer"] for r in repaired] == ["Conv14", "Conv16", "Gemm22"]
 
 
+def test_a_dropped_block_is_not_the_first_layer(net: Any) -> None:
+    """What was behind it is the first now, and stays."""
+    n = net("N", 16, 8, 8)
+    x = n.op("Add", "x", n.op("Mul", n.conv("x", 16, 16), n.constant(1e-3)))
+    x = n.relu(n.conv(n.relu(n.conv(x, 16, 16)), 16, 16))
+    _, result = prune(n.head(x, 16), Prune(macs="-45%", layers=True, repair=False))
+    assert result.figures["dropped"] == [{"add": "Add2", "layers": ["Conv0"]}]
+    assert sorted(counts(result)) == ["Conv5"]
+
+
 def test_blocks_that_stay(zoo: Zoo, net: Any) -> None:
     for include, exclude in (("", "Conv8"), ("Conv2+Conv4+Conv8+Conv14+Conv16", "")):
         step = Prune(macs="-10%", layers=True, include=include, exclude=exclude, repair=False)
