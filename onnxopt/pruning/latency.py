@@ -8,6 +8,8 @@ time on stays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -29,18 +31,25 @@ def latency(
     model: Model, coupling: Coupling, blocks: Sequence[Labels], shapes: Mapping[str, tuple[int, ...]], context: Context
 ) -> Costs:
     """Seconds for a run of ``context.latency_batch`` samples on this machine."""
+    feed = next(iter(context.dataset.batches(context.latency_batch, stop=context.latency_batch)))
+    measured = seconds(Session(model, threads=context.threads), feed)
     times = LayerTimes(context.threads, context.cache.folder if context.cache is not None else None)
     step = context.target.channel_step
+    first = model.inputs[0].name
+    # Shapes are those of one sample, or of as many as the graph fixes.
+    more = feed[first].size // max(prod(shapes[first]), 1)
     layers = [(node, Layer.of(node, shapes)) for node in model.graph.nodes]
-    known = [(node, layer) for node, layer in layers if layer is not None and _is_plain(layer)]
+    known = [(node, _batched(layer, more)) for node, layer in layers if layer is not None and _is_plain(layer)]
     rows = {id(node): _variants(layer, step) for node, layer in known}
     try:
         times.measure(v for node, _ in known for side in rows[id(node)] for v in side.values())
     except ExecutionError:
-        return Costs(blocks, [], coupling.count)
+        return Costs(blocks, [], coupling.count, measured)
     terms = []
     for node, layer in known:
         whole = times.seconds(layer)
+        if not whole:
+            continue
         channel = 1 if layer.op.startswith("Conv") else -1
         classes = (coupling.input(node, 0, channel), coupling.output(node, channel))
         axes = [
@@ -49,11 +58,13 @@ def latency(
             if side
         ]
         terms.append((whole, axes))
-    feed = next(iter(context.dataset.batches(context.latency_batch, stop=context.latency_batch)))
-    measured = seconds(Session(model, threads=context.threads), feed)
     timed = sum(size for size, _ in terms)
     scale = min(1.0, measured / max(timed, 1e-12))
     return Costs(blocks, [(size * scale, axes) for size, axes in terms], coupling.count, max(measured - timed, 0.0))
+
+
+def _batched(layer: Layer, times: int) -> Layer:
+    return replace(layer, input=(layer.input[0] * max(times, 1), *layer.input[1:]))
 
 
 def _is_plain(layer: Layer) -> bool:

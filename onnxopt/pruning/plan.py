@@ -71,6 +71,7 @@ class Planner:
             id(n): layout(n).outputs for n in model.nodes() if channels.is_layer(n) and not channels.weight_fault(n)
         }
         self.full: float | None = None
+        self._way: list[tuple[float, float]] = []
 
     def plan(self, model: Model, part: float, *, reach: bool = True) -> Plan:
         """What goes until ``part`` of the whole cut is made. A budget is of what the first model that was planned for
@@ -98,14 +99,16 @@ class Planner:
             savings = [found.saved(found.full, [i], found.full[i : i + 1, None] - 1)[0] for i in range(len(blocks))]
             blocks = [b._replace(saving=float(s)) for b, s in zip(blocks, savings, strict=True)]
         if settings.criterion == "obs":
-            probe = Probe(model, context, settings.samples) if found is not None and blocks else None
+            # Without outputs in floats there is nothing to measure, and layers' own errors are compared.
+            tells = found is not None and blocks and any(np.issubdtype(t.dtype, np.floating) for t in model.outputs)
+            probe = Probe(model, context, settings.samples) if tells else None
             paths = selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
         else:
             paths = selection.by_score(blocks, score)
         if found is None or settings.budget is None:
             return Plan(coupling, makers, _joined([p.order for p in paths]), held)
         if self.full is None:
-            self.full = found.total(found.full)
+            self.full = found.total(found.full) or 1.0
         limit = self.full + (settings.budget.limit(self.full) - self.full) * part
         states, kept, way = allocate(paths, found, limit)
         if reach and found.total(kept) > limit * (1 + 1e-9):
@@ -114,7 +117,11 @@ class Planner:
             if k == len(block.classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
         gone = [p.order[: p.gone[state]] for p, state in zip(paths, states, strict=True)]
-        return Plan(coupling, makers, _joined(gone), held, [(cost / self.full, error) for cost, error in way])
+        before = self._way[-1][1] if self._way else 0.0
+        curve = [*self._way, *((cost / self.full, before + error) for cost, error in way)]
+        if reach:
+            self._way = curve
+        return Plan(coupling, makers, _joined(gone), held, curve)
 
     def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
         """Classes that are left alone because they were asked to be, and why."""

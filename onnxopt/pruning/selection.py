@@ -196,7 +196,8 @@ def _descend(members: Sequence[int], blocks: Sequence[Block], readers: Sequence[
     gains: list[tuple[float, float]] = []
     while any(down):
         options = [i for i, d in enumerate(down) if d]
-        costs = {i: _costs(left[i], readers) for i in options}
+        every = _costs([c for i in options for c in left[i]], readers)
+        costs = dict(zip(options, np.split(every, np.cumsum([len(left[i]) for i in options])[:-1]), strict=True))
         rates = {i: _rate(costs[i], len(left[i]) - down[i][-1], blocks[members[i]].saving) for i in options}
         i = min(options, key=rates.__getitem__)
         spent, rest = error[-1], costs[i]
@@ -212,7 +213,8 @@ def _descend(members: Sequence[int], blocks: Sequence[Block], readers: Sequence[
         gone.append(len(order))
         passed = {t for t in tried if t <= len(order)}
         if probe is not None and (passed or (not gains and not any(down))):
-            gains.append((spent, probe.error([r.solved() for r in readers]) / max(spent, 1e-30)))
+            measured = probe.error([r.solved() for r in readers])
+            gains += [(spent, measured / max(spent, 1e-30))] if np.isfinite(measured) else []
             tried -= passed
     errors = np.array(error)
     if gains:
