@@ -134,3 +134,46 @@ def test_batches_that_the_graph_fixes(net: Any) -> None:
     proto = n.model(n.conv(n.relu(n.conv("x", 3, 16)), 16, 4))
     _, before, after = cut_and_repair(proto, half)
     assert after < before
+
+
+def outputs_before_and_after(proto: onnx.ModelProto, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a layer makes of samples, in the original and where half of the channels before it went, repaired."""
+    model = Model.from_proto(proto)
+    original, data = model.clone(), open_dataset(None, model.inputs, samples=400)
+    context = Context(original, data, batch=40)
+    coupling = Coupling(model, context.shapes(model), context.free_axes(model))
+    makers = channels.producers(model.graph, coupling)
+    gone = next(m.classes for m in makers if len(m.classes) == 32)[:16]
+    cut = Cut(coupling, gone)
+    short = cut.shortened()
+    places = [Place(m.layer, cut.output(m.layer, m.axis), id(m.layer) in short) for m in makers]
+    cut.apply(model)
+    repair(model, original, places, context, 400)
+    model.tidy()
+    name = next(n.outputs[0].name for n in original.graph.nodes if n.name == layer)
+    feed = next(iter(data.batches(400)))
+    first, second = (Session(m, outputs=[name]).run(feed)[name] for m in (original, model))
+    return first.astype(np.float64), second.astype(np.float64)
+
+
+def test_outputs_vary_as_much_as_they_did(net: Any) -> None:
+    n = net("N", 24)
+    y = n.relu(n.dense("x", 24, 32))
+    wanted, got = outputs_before_and_after(n.model(n.dense(y, 32, 6)), "Gemm2")
+    share = got.var(axis=0) / wanted.var(axis=0)
+    np.testing.assert_allclose(share, 1, atol=0.05)
+    # Least squares leave so much unexplained that they would vary clearly less: as much as they explain.
+    shared = [np.corrcoef(a, b)[0, 1] ** 2 for a, b in zip(wanted.T, got.T, strict=True)]
+    assert max(shared) < 0.95
+    np.testing.assert_allclose(got.mean(axis=0), wanted.mean(axis=0), atol=0.05 * wanted.std())
+
+
+def test_what_is_added_to_a_stream_is_not_stretched(net: Any) -> None:
+    """Least squares alone: the rest that it leaves has nothing to do with what it makes."""
+    n = net("N", 24)
+    x = n.dense("x", 24, 24)
+    y = n.dense(n.relu(n.dense(x, 24, 32)), 32, 24)
+    wanted, got = outputs_before_and_after(n.model(n.op("Add", x, y)), "Gemm3")
+    assert (got.var(axis=0) < 0.98 * wanted.var(axis=0)).all()
+    slope = ((wanted - wanted.mean(axis=0)) * (got - got.mean(axis=0))).sum() / (len(got) * got.var(axis=0).sum())
+    assert slope == pytest.approx(1, abs=0.03)
