@@ -57,3 +57,12 @@ def test_blocks_go_while_they_are_cheaper(net: Any) -> None:
 def test_savings_in_each_unit(net: Any, quantity: Quantity) -> None:
     assert [d.add for d in dropped(net, 1e9, 0.8, quantity)] == ["Add12"]
     assert [d.add for d in dropped(net, 1e9, 0.6, quantity)][:2] == ["Add12", "Add4"]
+
+
+def test_without_outputs_in_floats_all_blocks_stay(net: Any) -> None:
+    n = net()
+    x = n.relu(n.conv("x", 3, 16))
+    x = n.relu(n.op("Add", x, n.conv(x, 16, 16)))
+    model = Model.from_proto(n.model(n.op("ArgMax", n.op("GlobalAveragePool", x), axis=1)))
+    context = Context(model, open_dataset(None, model.inputs, samples=24), batch=8)
+    assert shorten(model, context, [(1.0, 0.0), (0.0, 1e9)], 0.1, "macs", 24, lambda _: True) == []
