@@ -60,9 +60,10 @@ def test_savings_in_each_unit(net: Any, quantity: Quantity) -> None:
 
 
 def test_without_outputs_in_floats_all_blocks_stay(net: Any) -> None:
-    n = net()
-    x = n.relu(n.conv("x", 3, 16))
-    x = n.relu(n.op("Add", x, n.conv(x, 16, 16)))
-    model = Model.from_proto(n.model(n.op("ArgMax", n.op("GlobalAveragePool", x), axis=1)))
+    proto = blocks(net)
+    (y,) = proto.graph.output
+    proto.graph.node.append(onnx.helper.make_node("Cast", [y.name], ["whole"], to=onnx.TensorProto.INT64))
+    y.CopyFrom(onnx.helper.make_tensor_value_info("whole", onnx.TensorProto.INT64, ["N", 5]))
+    model = Model.from_proto(proto)
     context = Context(model, open_dataset(None, model.inputs, samples=24), batch=8)
     assert shorten(model, context, [(1.0, 0.0), (0.0, 1e9)], 0.1, "macs", 24, lambda _: True) == []
