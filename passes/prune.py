@@ -9,7 +9,7 @@ wherever they are summed over. Then the layers behind it are solved anew on cali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reference import Reference
 from onnxopt.errors import PassError
 from onnxopt.graph.cutting import Cut
+from onnxopt.graph.ir import Node
 from onnxopt.graph.model import Model
 from onnxopt.pruning import budget, channels, groups
 from onnxopt.pruning.budget import Budget, Quantity
@@ -36,6 +37,7 @@ from onnxopt.pruning.shortening import Dropped, shorten
 _PROOF_SAMPLES = 8
 _RATIO = 0.3
 _LEAST = 0.125
+_FAST = 4
 _QUANTITIES: tuple[Quantity, ...] = ("macs", "params", "size", "latency")
 _WHEN = ("before", "after")
 _Masks = dict[int, npt.NDArray[np.bool_]]
@@ -150,7 +152,8 @@ class Prune(Pass):
             figures["proof"] = max(proofs)
         if dropped:
             figures["dropped"] = [{"add": d.add, "layers": list(d.layers)} for d in dropped]
-            figures["notes"] = [_dropped(dropped)]
+        if notes := [*([_dropped(dropped)] if dropped else []), *_slow(makers, kept)]:
+            figures["notes"] = notes
         if plans[-1].curve:
             figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
         if self.repair:
@@ -200,6 +203,19 @@ def _skips(model: Model, plan: Plan, stays: _Masks) -> tuple[Skip, ...]:
 def _dropped(dropped: Sequence[Dropped]) -> str:
     names = ", ".join(d.add for d in dropped)
     return f"dropped {len(dropped)} residual block{'' if len(dropped) == 1 else 's'}, before {names}"
+
+
+def _slow(makers: Sequence[Node], kept: Mapping[str, Sequence[int]]) -> list[str]:
+    """What is to be said of convolutions that leave the runtime's fast layout."""
+    counts = {label(m): kept[label(m)] for m in makers if m.op == "Conv"}
+    odd = [name for name, (was, now) in counts.items() if now != was and now % _FAST and not was % _FAST]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} convolutions keep a number of channels that is no multiple of {_FAST} ({', '.join(odd[:3])}"
+        f"{', ...' if len(odd) > 3 else ''}): ONNX Runtime computes them outside its fast layout, which may take "
+        "longer than all channels did; align=0 keeps counts that are fast"
+    ]
 
 
 def _repairs(repaired: Sequence[Repaired], samples: int) -> dict[str, Figure]:

@@ -85,6 +85,14 @@ def test_alignment_to_the_target_leaves_small_layers_something_to_give(net: Any)
         assert [counts(result).get(f"Conv{2 * i}", [8, 8])[1] for i in range(1, 6)] == expected
 
 
+def test_counts_off_the_fast_layout_are_told(zoo: Zoo) -> None:
+    _, result = prune(zoo["plain"](), Prune(ratio=0.3, align=1, repair=False))
+    (note,) = list(result.figures["notes"])  # type: ignore[arg-type]  # a list of texts
+    assert note.startswith("2 convolutions keep a number of channels that is no multiple of 4 (Conv2, Conv5): ONNX")
+    _, result = prune(zoo["plain"](), Prune(ratio=0.3, repair=False))
+    assert "notes" not in result.figures
+
+
 def test_inner_leaves_what_residual_additions_share(zoo: Zoo) -> None:
     _, result = prune(zoo["residual"](), Prune(align=4, keep_ends=False))
     assert sorted(counts(result)) == ["Conv10", "Conv17", "Conv25", "Conv3"]
