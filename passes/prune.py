@@ -49,7 +49,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     after: ClassVar[tuple[str, ...]] = ("fold-constants", "clean")
-    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-bn")
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-bn", "conv-shortcut")
 
     ratio: float | None = option(None, "share of each layer's channels to remove, from 0 up to 1; 0.3 without a budget")
     macs: str = option("", "budget instead of a ratio: -30% of the multiply-accumulates, or 40M")

@@ -119,7 +119,7 @@ def test_recipes(net: Path, run) -> None:
     assert run("optimize", net, "--recipe", net.parent / "r.toml", "--no-validate", "--quiet").code == 0
     saved = onnx.load(net.parent / "net.opt.onnx")
     recipe = {p.key: p.value for p in saved.metadata_props}["onnxopt.recipe"]
-    assert recipe.endswith("fold-bn,prune:ratio=0.25")
+    assert recipe.endswith("fold-bn,conv-shortcut,prune:ratio=0.25")
 
 
 def test_a_cache_is_filled_and_used(net: Path, run) -> None:

@@ -331,7 +331,7 @@ def test_wrong_options(spec: str, message: str) -> None:
 
 
 def test_normalisations_are_folded_first() -> None:
-    assert [step.name for step in plan(parse("prune:ratio=0.2")).steps][-2:] == ["fold-bn", "prune"]
+    assert [step.name for step in plan(parse("prune:ratio=0.2")).steps][-3:] == ["fold-bn", "conv-shortcut", "prune"]
 
 
 @pytest.mark.zoo
