@@ -17,6 +17,7 @@ from onnxopt.runtime.session import Session
 
 _MEMORY = 2**28
 _FEWEST = 8
+_ELEMENTS = 2**24
 
 
 def feeds(context: Context, samples: int, batch: int | None = None, start: int = 0) -> list[Feed]:
@@ -30,6 +31,12 @@ def feeds(context: Context, samples: int, batch: int | None = None, start: int =
             break
         found.append(feed)
     return found
+
+
+def modest_batch(context: Context, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many samples to run at once, so that no tensor takes more than 64 MiB; ``shapes`` are those of one."""
+    largest = max((prod(shape) for shape in shapes.values()), default=1)
+    return max(1, min(context.batch, _ELEMENTS // max(largest, 1)))
 
 
 class Stream:

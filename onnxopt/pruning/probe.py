@@ -9,13 +9,16 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.stream import feeds
+from onnxopt.core.stream import feeds, modest_batch
 from onnxopt.graph.ir import Node
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.runtime.session import Session
 
 _SAMPLES, _FEW = 128, 16
+_MEMORY = 2**26
+# An output that varies by less, of its power, does not vary.
+_STILL = 1e-6
 
 
 class Replacement(NamedTuple):
@@ -34,8 +37,10 @@ class Probe:
         count = min(context.dataset.count, samples)
         # Those that it looks at must not be those that weights are solved on, where there are enough.
         self.samples = min(_SAMPLES, count // 2) if count >= _FEW else 0
-        self._feeds = feeds(context, self.samples or count)
         self._threads = context.threads
+        self._feeds = feeds(context, self.samples or count, modest_batch(context, context.shapes(model)))
+        size = sum(y.nbytes for y in self._run(model, 1).values())
+        self._feeds = self._feeds[: max(1, _MEMORY // max(size, 1))]
         self._wanted = self._run(model)
 
     def error(self, replacements: Sequence[Replacement]) -> float:
@@ -56,11 +61,11 @@ class Probe:
         mean = float(np.mean(errors)) if errors else 0.0
         return mean if np.isfinite(mean) else np.inf
 
-    def _run(self, model: Model) -> dict[str, Floats]:
+    def _run(self, model: Model, batches: int | None = None) -> dict[str, Floats]:
         session = Session(model, threads=self._threads)
-        parts = [session.run(feed) for feed in self._feeds]
+        parts = [session.run(feed) for feed in self._feeds[:batches]]
         floats = [k for k, y in parts[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f"]
-        rows = {k: [np.atleast_2d(p[k].astype(np.float64)) for p in parts] for k in floats}
+        rows = {k: [np.atleast_2d(p[k].T.astype(np.float64)).T for p in parts] for k in floats}
         return {k: np.concatenate(ys) for k, ys in rows.items() if len({y.shape[1:] for y in ys}) == 1}
 
 
@@ -70,9 +75,10 @@ def loss(wanted: Floats, found: Floats) -> float:
     A row of three numbers or more for each sample may be scores of classes. Of them what counts is which are high: the
     mean with KL(p || q) over the information that p gives, H(mean p) - mean H(p), p and q the softmax of the rows.
     """
-    power = float(np.square(wanted - wanted.mean(axis=0)).sum())
-    error = float(np.square(found - wanted).sum()) / max(power, 1e-30)
-    if wanted.ndim != 2 or wanted.shape[1] < 3:
+    whole = float(np.square(wanted).sum())
+    power = float(np.square(wanted - wanted.mean(axis=0)).sum()) if len(wanted) > 1 else whole
+    error = float(np.square(found - wanted).sum()) / max(power, _STILL * whole, 1e-30)
+    if wanted.ndim != 2 or wanted.shape[1] < 3 or len(wanted) == 1:
         return error
     p, q = _log_shares(wanted), _log_shares(found)
     mean = np.exp(p).mean(axis=0)

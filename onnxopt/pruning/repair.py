@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
-from onnxopt.core.stream import Stream, feeds
+from onnxopt.core.stream import Stream, feeds, modest_batch
 from onnxopt.graph.ir import Node, is_constant, reads
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
@@ -76,7 +76,8 @@ def observed(
     model: Model, original: Model, places: Sequence[Place], context: Context, samples: int, doing: str
 ) -> Iterator[tuple[Place, Iterator[Rows]]]:
     """Each place in turn, which may be changed then, and rows of what reaches it and what it shall make of them."""
-    batches, shapes = feeds(context, samples), context.shapes(original)
+    shapes = context.shapes(original)
+    batches = feeds(context, samples, modest_batch(context, shapes))
     now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
     few = context.dataset.count < 5
     for i, place in enumerate(context.track(places, doing)):

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.stream import Stream, feeds
+from onnxopt.core.stream import Stream, feeds, modest_batch
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Node
 from onnxopt.graph.labels import Labels
@@ -86,8 +86,9 @@ def by_data(
     readers = [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
     bundles = _bundles(blocks, readers)
     found = [_scored(members[0], blocks[members[0]], score) for members, mine in bundles if not mine]
-    batches = feeds(context, samples, start=probe.samples if probe is not None else 0) if readers else []
-    stream = Stream(model, batches, context.shapes(model), context.threads)
+    shapes, start = context.shapes(model), probe.samples if probe is not None else 0
+    batches = feeds(context, samples, modest_batch(context, shapes), start) if readers else []
+    stream = Stream(model, batches, shapes, context.threads)
     for i, reader in enumerate(context.track(readers, "channels")):
         name = reader.layer.inputs[0].name
         share = stream.rest(name)
