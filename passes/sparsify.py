@@ -31,7 +31,7 @@ from onnxopt.pruning.single_weights import Criterion
 _HALF = 0.5
 _ENDS = "first or last layer; keep-ends=false takes it too"
 _BODY = "lies in the body of an If, Loop or Scan"
-_NO_SPEED = "dense runtimes multiply by zeros as by any number: no speedup; the gain is the compressed size"
+_NO_SPEED = "dense runtimes multiply by zeros as by any number: no speedup"
 _NO_DATA = "sparsify: made-up data does not tell what zeros do; each layer lost its smallest weights, unrepaired"
 
 
@@ -81,7 +81,7 @@ class Sparsify(Pass):
             done = list(single_weights.thin(model, model.clone(), layers, self.criterion, context, self.samples))
         model.tidy()
         size = compressed_bytes(model)
-        notes.append(f"{_NO_SPEED}, by zstd {size / packed:.0%} of what it was")
+        notes.append(f"{_NO_SPEED}; {_gain(packed, size)}")
         figures: dict[str, Figure] = {
             "zeros": _zeros(model),
             "layers": [asdict(found) for found in done],
@@ -99,6 +99,14 @@ class Sparsify(Pass):
             why = left_out.get(label(layer)) or (_ENDS if id(layer) in ends else "")
             fault = "" if why else unrolled.fault(layer)
             yield layer, why or (_BODY if id(layer) not in outer else f"it {fault}" if fault else "")
+
+
+def _gain(before: int, after: int) -> str:
+    """What became of the compressed size, in words."""
+    told = f"by zstd {after / before:.0%} of what it was"
+    if round(after / before, 2) < 1:
+        return f"the gain is the compressed size, {told}"
+    return f"no gain either: compressed it is no smaller, {told}; ask for more zeros"
 
 
 def _zeros(model: Model) -> float:

@@ -9,7 +9,8 @@ Quantity = Literal["macs", "params", "size", "latency"]
 _UNITS: dict[Quantity, dict[str, float]] = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9},
     "params": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9},
-    "size": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
+    "size": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+    | {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
     "latency": {"MS": 1e-3, "US": 1e-6, "S": 1.0},
 }
 _EXAMPLES: dict[Quantity, str] = {

@@ -230,6 +230,13 @@ def test_what_the_report_says(net: Any) -> None:
     )
 
 
+def test_no_gain_is_called_none(net: Any) -> None:
+    n = net(8, 32, 6, 8)
+    _, result = sparsify(n.model(n.conv("x", 32, 64)), Sparsify(keep_ends=False, ratio=0.01))
+    (note,) = result.figures["notes"]  # type: ignore[misc,union-attr]
+    assert "no speedup; no gain either: compressed it is no smaller, by zstd 10" in note  # type: ignore[operator]
+
+
 def test_it_comes_behind_what_changes_shapes_and_before_integers() -> None:
     steps = plan(parse("quant,sparsify:pattern=2:4,svd,prune")).steps
     assert [s.name for s in steps if not s.exact] == ["prune", "svd", "sparsify", "quant"]
