@@ -154,7 +154,8 @@ class Prune(Pass):
             figures["dropped"] = [{"add": d.add, "layers": list(d.layers)} for d in dropped]
         if notes := [*([_dropped(dropped)] if dropped else []), *_slow(makers, kept)]:
             figures["notes"] = notes
-        if plans[-1].curve:
+        if (limit := self._budget()) is not None and plans[-1].curve:
+            figures["budget"] = limit.quantity
             figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
         if self.repair:
             skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in unsolved.items())

@@ -11,6 +11,8 @@ T = TypeVar("T")
 
 # Names that one cell of a table holds.
 _NAMED = 3
+# What each budget saves.
+_SAVED = {"macs": "MACs", "params": "parameters", "size": "bytes", "latency": "time"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Stays:
 
 @dataclass(frozen=True)
 class Cut:
-    """``curve``: (share of the MACs saved, predicted relative error of the outputs), from nothing cut to all that was.
+    """``curve``: (share saved of what ``saved`` names, predicted relative error of the outputs), the least first.
 
     What a step does not tell is empty.
     """
@@ -57,6 +59,7 @@ class Cut:
     curve: tuple[tuple[float, float], ...] = ()
     groups: tuple[Tied, ...] = ()
     frozen: tuple[Stays, ...] = ()
+    saved: str = "MACs"
 
     @property
     def names(self) -> set[str]:
@@ -71,6 +74,7 @@ def cut(figures: Mapping[str, Any]) -> Cut:
         curve=_read(_curve, figures.get("curve")),
         groups=_read(_groups, figures.get("groups")),
         frozen=_read(_frozen, figures.get("frozen")),
+        saved=_SAVED.get(str(figures.get("budget")), "MACs"),
     )
 
 
@@ -94,7 +98,8 @@ def _channels(value: Any) -> tuple[Kept, ...]:
 
 def _curve(value: Any) -> tuple[tuple[float, float], ...]:
     points = tuple((float(saved), float(error)) for saved, error in value)
-    return tuple(p for p in points if all(map(math.isfinite, p)))
+    # Where channels are given back in the end, the last point saves less than the one before.
+    return tuple(sorted(p for p in points if all(map(math.isfinite, p))))
 
 
 def _groups(value: Any) -> tuple[Tied, ...]:

@@ -22,7 +22,7 @@ def render_cut(found: Cut, spec: str, *, verbose: bool = False) -> Iterator[Rend
         rows = [(k.layer, Bar(k.after / k.before), f"{k.after} of {k.before}") for k in found.channels]
         yield table(f"channels kept by {spec}", ("layer", " ", "channels"), limited(rows, verbose))
     if len(found.curve) > 1:
-        yield _curve(found.curve, spec, verbose)
+        yield _curve(found.curve, found.saved, spec, verbose)
     cut = [g for g in found.groups if verbose or (g.kept is not None and g.kept < g.channels)]
     if cut:
         yield _groups(f"channels that go together, of {spec}", cut, verbose, verbose)
@@ -61,10 +61,10 @@ def _frozen(title: str, frozen: Sequence[Stays], verbose: bool) -> RenderableTyp
     return table(title, ("why", "layers ", "parameters"), limited(rows, verbose))
 
 
-def _curve(curve: Sequence[tuple[float, float]], spec: str, verbose: bool) -> RenderableType:
+def _curve(curve: Sequence[tuple[float, float]], saved: str, spec: str, verbose: bool) -> RenderableType:
     """Some points of it, from the first to the last."""
     places = range(len(curve)) if verbose else np.unique(np.linspace(0, len(curve) - 1, _POINTS).round().astype(int))
     worst = max(error for _, error in curve)
     points = [curve[i] for i in places]
     rows = [(words.share(s), Bar(e / worst if worst > 0 else 0), f"{e:.3g}") for s, e in points]
-    return table(f"predicted error by MACs saved, of {spec}", ("MACs saved", " ", "error"), rows)
+    return table(f"predicted error by {saved} saved, of {spec}", (f"{saved} saved", " ", "error"), rows)

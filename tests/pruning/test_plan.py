@@ -68,6 +68,7 @@ def test_a_share_is_met_and_hardly_overshot(quantity: str, criterion: str, net: 
     assert way[0].tolist() == [0, 0]
     assert way[-1, 0] >= 0.4
     assert way[-1, 0] == pytest.approx(1 - share, abs=5e-3)
+    assert result.figures["budget"] == quantity
     assert way[-1, 1] > 0
 
 

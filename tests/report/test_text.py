@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from onnxopt.core.spec import Option
 from onnxopt.graph.cost import OperatorCost
 from onnxopt.report.execution import Execution, Product, Step
+from onnxopt.report.html import to_html
 from onnxopt.report.inspection import Inspection, Prospect
 from onnxopt.report.report import (
     FileInfo,
@@ -328,6 +329,23 @@ def test_what_a_step_removed() -> None:
     assert ["25.0 %", "█" * 6 + "░" * 18, "0.1"] in everything
     assert ["last", "10", "10", "it is an output"] in everything
     assert ["own.Odd 'n' has no rule", "a, b, c, d", "1.23 k"] in everything
+
+
+@pytest.mark.parametrize(
+    ("budget", "saved"), [("macs", "MACs"), ("params", "parameters"), ("size", "bytes"), ("latency", "time")]
+)
+def test_a_curve_says_what_is_saved(budget: str, saved: str) -> None:
+    figures = {"budget": budget, "curve": [[0, 0], [0.3, 0.2], [0.25, 0.1]]}
+    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), figures),))
+    found = lines(render(report))
+    assert [f"predicted error by {saved} saved, of prune"] in found
+    assert [f"{saved} saved", "error"] in found
+    assert [row[0] for row in found if len(row) == 3 and row[0] in ("0.0 %", "25.0 %", "30.0 %")] == [
+        "0.0 %", "25.0 %", "30.0 %",
+    ]  # fmt: skip
+    page = to_html(report)
+    assert f"Predicted error by {saved} saved" in page
+    assert f"share of the {saved} saved" in page
 
 
 @pytest.mark.parametrize(
