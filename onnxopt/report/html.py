@@ -82,8 +82,11 @@ def _step(step: StepReport) -> dict[str, Any]:
     found = cut.cut(step.figures)
     rest = {name: value for name, value in step.figures.items() if name not in found.names}
     plain = to_json(Report({}, {}, passes=(StepReport("", 0, 0, figures=rows.others(rest)),)))["passes"][0]["figures"]
+    left, cut_only = rows.unrepaired(step.skips)
     return {
         "report": step,
+        "left": left,
+        "unrepaired": cut_only,
         "singles": rows.singles(rest),
         "cut": found,
         "plot": plot.plot(found.curve) if len(found.curve) > 1 else None,

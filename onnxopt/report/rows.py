@@ -10,6 +10,7 @@ from onnxopt.report import words
 from onnxopt.report.report import FileInfo, Report, Validation
 
 Row = tuple[str, str, str, str]
+Skips = Sequence[tuple[str, str]]
 
 
 class Records(NamedTuple):
@@ -44,12 +45,20 @@ def notes(report: Report) -> list[str]:
     return list(dict.fromkeys([*found, *(n for v in report.validation for n in v.notes)]))
 
 
-def by_reason(skips: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+def by_reason(skips: Skips) -> list[tuple[str, list[str]]]:
     """Places by the reason that they were left alone for, the most common first."""
     reasons: dict[str, list[str]] = {}
     for node, why in skips:
         reasons.setdefault(why, []).append(node)
     return sorted(reasons.items(), key=lambda item: -len(item[1]))
+
+
+def unrepaired(skips: Skips) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Places that were left alone, and those that were cut but not repaired."""
+    kinds: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
+    for node, why in skips:
+        kinds[why.startswith("not repaired")].append((node, why))
+    return kinds
 
 
 def comparison(

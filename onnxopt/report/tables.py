@@ -11,9 +11,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from onnxopt.report.rows import by_reason
+from onnxopt.report.rows import Skips, by_reason
 
-Skips = Sequence[tuple[str, str]]
 Cells = Sequence[RenderableType]
 
 # Rows of a list, and nodes named of the skips with one reason; more with --verbose.

@@ -17,7 +17,7 @@ from onnxopt.report.cut_text import render_coupling, render_cut
 from onnxopt.report.execution import Execution, Product
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import GateResult, Report, StepReport
-from onnxopt.report.rows import comparison, notes, records, singles, verdict
+from onnxopt.report.rows import comparison, notes, records, singles, unrepaired, verdict
 from onnxopt.report.tables import limited, skips_table, table
 
 _STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
@@ -56,8 +56,11 @@ def render(report: Report, *, verbose: bool = False) -> RenderableType:
         parts += render_cut(found, step.spec, verbose=verbose)
         for listed in records({k: v for k, v in step.figures.items() if k not in found.names}):
             parts.append(table(f"{listed.name} by {step.spec}", listed.columns, limited(listed.rows, verbose)))
-        if step.skips:
-            parts.append(skips_table(step.skips, f"left alone by {step.spec}", verbose))
+        left, cut_only = unrepaired(step.skips)
+        if left:
+            parts.append(skips_table(left, f"left alone by {step.spec}", verbose))
+        if cut_only:
+            parts.append(skips_table(cut_only, f"cut, but not repaired, by {step.spec}", verbose))
     if report.input is not None:
         compared = comparison(report.input, report.output, report.validation, outputs=verbose)
         parts.append(table("", ("", "original", "result", " "), compared))
@@ -133,7 +136,7 @@ def _passes(steps: Iterable[StepReport]) -> RenderableType:
         (
             step.spec,
             str(step.changed),
-            str(len(step.skips)),
+            str(len(unrepaired(step.skips)[0])),
             f"{step.seconds:.1f} s",
             ", ".join(f"{k} {v}" for k, v in singles(step.figures).items()),
         )

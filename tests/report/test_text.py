@@ -125,6 +125,20 @@ def test_skips_by_reason() -> None:
     assert ["5", "shares its channels", "conv0, conv1, conv2, conv3, conv4"] in lines(render(REPORT, verbose=True))
 
 
+def test_what_was_cut_but_not_repaired_is_not_left_alone() -> None:
+    skips = (("a", "last layer"), ("b", "not repaired: it pads automatically"))
+    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, skips),))
+    found, page = lines(render(report)), to_html(report)
+    assert ["prune", "3", "1", "1.0 s"] in found
+    tables = [i for i, row in enumerate(found) if row in (["left alone by prune"], ["cut, but not repaired, by prune"])]
+    assert found.index(["1", "last layer", "a"]) in range(*tables)
+    assert found.index(["1", "not repaired: it pads automatically", "b"]) > tables[1]
+    assert "3 changed, 1 left alone, 1 cut, but not repaired, 1.0 s" in page
+    assert "left alone (1)" in page
+    assert "cut, but not repaired (1)" in page
+    assert "not repaired" not in to_html(replace(report, passes=(StepReport("prune", 1.0, 3, skips[:1]),)))
+
+
 def test_one_output_is_shown_only_when_asked_for() -> None:
     one = replace(REPORT, validation=(replace(VALIDATION, outputs=VALIDATION.outputs[:1], threads=4),))
     assert "largest error" not in shown(render(one))
