@@ -22,6 +22,7 @@ from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reference import Reference
 from onnxopt.errors import PassError
+from onnxopt.graph.cost import cost
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.ir import Node
 from onnxopt.graph.model import Model
@@ -30,9 +31,10 @@ from onnxopt.pruning.budget import Budget, Quantity
 from onnxopt.pruning.criteria import Criterion
 from onnxopt.pruning.depth import Branch
 from onnxopt.pruning.groups import Ties
-from onnxopt.pruning.plan import Plan, Planner, Settings
+from onnxopt.pruning.plan import Plan, Planner, Settings, why_whole
 from onnxopt.pruning.repair import Place, Repaired, repair
 from onnxopt.pruning.shortening import Dropped, shorten
+from onnxopt.spelling import nearest
 
 _PROOF_SAMPLES = 8
 _RATIO = 0.3
@@ -113,8 +115,10 @@ class Prune(Pass):
         return ("inline-functions", "fold-constants") if self.criterion == "bn-gamma" else self.prepare
 
     def run(self, model: Model, context: Context) -> PassResult:
-        planner = Planner(model, context, self._settings())
-        original, names = model.clone(), [label(n) for n in model.nodes() if channels.is_layer(n)]
+        names = [label(n) for n in model.nodes() if channels.is_layer(n)]
+        if self.include and not excluded(self.include, names):
+            raise PassError(f"include names no layer: '{self.include}'{nearest(self.include.split('+')[0], names)}")
+        planner, original = Planner(model, context, self._settings()), model.clone()
         stays: _Masks = {}
         plans: list[Plan] = []
         proofs: list[float] = []
@@ -152,11 +156,15 @@ class Prune(Pass):
             figures["proof"] = max(proofs)
         if dropped:
             figures["dropped"] = [{"add": d.add, "layers": list(d.layers)} for d in dropped]
-        if notes := [*([_dropped(dropped)] if dropped else []), *_slow(makers, kept)]:
+        limit = self._budget()
+        notes = [*([_dropped(dropped)] if dropped else []), *_slow(makers, kept)]
+        if limit is not None and limit.quantity == "macs":
+            notes += _uncounted(original, context)
+        if notes:
             figures["notes"] = notes
-        if (limit := self._budget()) is not None and plans[-1].curve:
+        if limit is not None and plans[-1].curve:
             figures["budget"] = limit.quantity
-            figures["curve"] = [[1 - cost, error] for cost, error in plans[-1].curve]
+            figures["curve"] = [[1 - left, error] for left, error in plans[-1].curve]
         if self.repair:
             skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in unsolved.items())
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
@@ -196,8 +204,7 @@ def _skips(model: Model, plan: Plan, stays: _Masks) -> tuple[Skip, ...]:
     found = [Skip(label(n), f"it {channels.weight_fault(n)}" if id(n) in outer else groups.BODY) for n in others]
     for m in plan.makers:
         if stays[id(m.layer)].all():
-            why = next((plan.held[c] for c in m.classes.tolist() if c in plan.held), "")
-            found.append(Skip(label(m.layer), why or f"its channels stay: {plan.coupling.why_frozen(m.layer, m.axis)}"))
+            found.append(Skip(label(m.layer), why_whole(m, plan.coupling, plan.held)))
     return tuple(found)
 
 
@@ -216,6 +223,18 @@ def _slow(makers: Sequence[Node], kept: Mapping[str, Sequence[int]]) -> list[str
         f"{len(odd)} convolutions keep a number of channels that is no multiple of {_FAST} ({', '.join(odd[:3])}"
         f"{', ...' if len(odd) > 3 else ''}): ONNX Runtime computes them outside its fast layout, which may take "
         "longer than all channels did; align=0 keeps counts that are fast"
+    ]
+
+
+def _uncounted(model: Model, context: Context) -> list[str]:
+    """What is to be said of nodes that a budget of MACs does not see."""
+    unknown = [node.op for node in cost(model, context.shapes(model)).nodes if node.macs is None]
+    if not unknown:
+        return []
+    kinds = list(dict.fromkeys(unknown))
+    return [
+        f"MACs of {len(unknown)} node{'' if len(unknown) == 1 else 's'} cannot be counted ({', '.join(kinds[:3])}"
+        f"{', ...' if len(kinds) > 3 else ''}): the budget is of the others"
     ]
 
 

@@ -105,7 +105,8 @@ def bias(layer: Node) -> Floats:
 def fault(layer: Node) -> str:
     """Why the weights of a layer cannot be replaced, to be read after its name; empty if they can."""
     if len(layer.inputs) < 2 or not is_constant(layer.inputs[1]):
-        return "has weights that are not constant"
+        quantized = len(layer.inputs) > 1 and stored_weight(layer) is not None
+        return "is quantized, which has to come after" if quantized else "has weights that are not constant"
     weight = layer.inputs[1]
     if weight.dtype not in (np.float16, np.float32, np.float64):
         return f"has weights of type {weight.dtype}"

@@ -14,7 +14,7 @@ from onnxopt.core.patterns import excluded
 from onnxopt.errors import PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.labels import Labels
-from onnxopt.graph.layer import Floats, layout
+from onnxopt.graph.layer import Floats, layout, stored_weight
 from onnxopt.graph.model import Model
 from onnxopt.pruning import channels, costs, criteria, selection
 from onnxopt.pruning.allocation import allocate
@@ -112,7 +112,9 @@ class Planner:
         limit = self.full + (settings.budget.limit(self.full) - self.full) * part
         states, kept, way = allocate(paths, found, limit)
         if reach and found.total(kept) > limit * (1 + 1e-9):
-            raise PassError(_unreachable(settings.budget, found.total(kept) / self.full))
+            if not blocks and not self._way:
+                raise PassError(f"{settings.budget.quantity} cannot be cut: {_nothing_goes(makers, coupling, held)}")
+            raise PassError(_unreachable(settings, found.total(kept) / self.full))
         for block, k in zip(blocks, kept, strict=True):
             if k == len(block.classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
@@ -129,7 +131,7 @@ class Planner:
         held: dict[int, str] = {}
         if settings.scope == "inner":
             joined = np.flatnonzero(coupling.joined() & channels.shared(makers, coupling))
-            held |= dict.fromkeys(joined.tolist(), _JOINED)
+            held |= {int(c): _JOINED for c in joined if c}
         if settings.keep_ends:
             ends = channels.ends(model.graph)
             held |= {int(c): _ENDS for m in makers if id(m.layer) in ends for c in m.classes if c}
@@ -187,8 +189,36 @@ def _joined(parts: Sequence[Labels]) -> Labels:
     return np.concatenate([*parts, np.zeros(0, np.intp)])
 
 
-def _unreachable(budget: Budget, least: float) -> str:
+def why_whole(maker: Producer, coupling: Coupling, held: Mapping[int, str]) -> str:
+    """Why all channels of a layer stay; ``held`` says it of classes that could go otherwise."""
+    asked = next((held[c] for c in maker.classes.tolist() if c and c in held), "")
+    frozen = "" if asked else coupling.why_frozen(maker.layer, maker.axis)
+    return asked or (f"its channels stay: {frozen}" if frozen else "its channels stay")
+
+
+def _nothing_goes(makers: Sequence[Producer], coupling: Coupling, held: Mapping[int, str]) -> str:
+    """That no channel can go, and what holds the most weights."""
+    weights: dict[str, int] = {}
+    for m in makers:
+        stored, why = stored_weight(m.layer), why_whole(m, coupling, held)
+        weights[why] = weights.get(why, 0) + (0 if stored is None else int(np.prod(stored.shape)))
+    most = max(weights, key=weights.__getitem__, default="")
+    return "no channel of this model can go" + (f"; most of its weights: {most}" if most else "")
+
+
+def _unreachable(settings: Settings, least: float) -> str:
+    """What is missing to a budget, and the options that would allow more, of those that do not yet."""
+    more = {
+        "scope=all": settings.scope == "inner",
+        "keep-ends=false": settings.keep_ends,
+        "a smaller min-keep": settings.min_keep > 0,
+        "a smaller align": settings.align > 1,
+        "more layers to include": bool(settings.include),
+        "fewer to exclude": bool(settings.exclude),
+    }
+    options = ", ".join(option for option, helps in more.items() if helps)
+    quantity = "" if settings.budget is None else settings.budget.quantity
     return (
-        f"{budget.quantity} can be cut to {least:.0%} at most, which is more than the budget allows; "
-        "ask for less, or allow more: scope=all, keep-ends=false, a smaller min-keep"
+        f"{quantity} can be cut to {least:.0%} at most, which is more than the budget allows; "
+        f"ask for less{f', or allow more: {options}' if options else ''}"
     )

@@ -101,6 +101,22 @@ def test_inner_leaves_what_residual_additions_share(zoo: Zoo) -> None:
     assert len(counts(result)) == 10
 
 
+def test_what_could_not_go_anyway_is_not_blamed_on_options(zoo: Zoo) -> None:
+    _, result = prune(zoo["attention"](), Prune(keep_ends=False, repair=False))
+    told = [why for name, why in reasons(result).items() if name in ("MatMul0", "MatMul21", "MatMul32")]
+    assert told == ["its channels stay: LayerNormalization 'LayerNormalization2' needs them all"] * 3
+
+
+def test_a_quantized_reader_is_not_repaired(net: Any) -> None:
+    n = net(4, 6)
+    codes = n.constant(n.rng.integers(-127, 128, (16, 3)), np.int8)
+    weight = n.op("DequantizeLinear", codes, n.constant(0.01), n.constant(0, np.int8))
+    proto = n.model(n.op("MatMul", n.relu(n.dense("x", 6, 16)), weight))
+    _, result = prune(proto, Prune(align=4, keep_ends=False))
+    assert counts(result) == {"Gemm1": [16, 12]}
+    assert "not repaired: it is quantized, which has to come after" in reasons(result).values()
+
+
 def test_a_gate_is_no_residual_addition(zoo: Zoo) -> None:
     _, result = prune(zoo["gated"](), Prune(align=4, keep_ends=False))
     assert counts(result) == {"Conv0": [32, 24], "Conv3": [16, 12], "Conv5": [32, 24], "Conv8": [32, 24]}

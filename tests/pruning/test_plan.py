@@ -83,12 +83,40 @@ def test_an_amount_is_met_and_hardly_overshot(quantity: str, text: str, limit: f
 
 
 def test_what_cannot_be_met_is_refused(net: Any) -> None:
-    message = r"macs can be cut to (\d+)% at most, which .*; ask for less, or allow more: scope=all, keep-ends=false, a"
-    with pytest.raises(PassError, match=message):
+    message = r"macs can be cut to \d+% at most, which is more than the budget allows; ask for less"
+    with pytest.raises(PassError, match=message + ", or allow more: keep-ends=false, a smaller min-keep$"):
         cut(row(net), macs="-95%")
+    more = ", or allow more: scope=all, a smaller align, fewer to exclude$"
+    with pytest.raises(PassError, match=message + more):
+        cut(row(net), macs="-99%", keep_ends=False, min_keep=0, align=8, scope="inner", exclude="Conv0")
+    with pytest.raises(PassError, match=message + "$"):
+        cut(row(net), macs="-99.9%", keep_ends=False, min_keep=0, align=1)
     cut(row(net), macs="-95%", keep_ends=False, min_keep=1)
-    with pytest.raises(PassError, match=r"params can be cut to 100% at most"):
-        cut(row(net), params="-1%", include="Conv0")
+    nothing = "params cannot be cut: no channel of this model can go; most of its weights: "
+    with pytest.raises(PassError, match=nothing + "not included$"):
+        cut(row(net), params="-1%", include="Gemm*")
+    n = net()
+    with pytest.raises(PassError, match=nothing + "its channels stay: 'conv0' is an output of the model$"):
+        cut(n.model(n.conv("x", 3, 8)), params="-1%")
+
+
+def test_what_is_not_counted_is_told(net: Any) -> None:
+    n = net("N", 16)
+    hidden = n.relu(n.dense(n.relu(n.dense("x", 16, 32)), 32, 32))
+    y = n.op("Einsum", n.dense(hidden, 32, 4), equation="...j->...j")
+    result, *_ = cut(n.model(y), macs="-10%", keep_ends=False)
+    told = "MACs of 1 node cannot be counted (Einsum): the budget is of the others"
+    assert told in list(result.figures["notes"])  # type: ignore[arg-type]  # a list of texts
+    result, *_ = cut(n.model(y), params="-10%", keep_ends=False)
+    assert "cannot be counted" not in str(result.figures.get("notes"))
+
+
+def test_names_that_no_layer_has(net: Any) -> None:
+    with pytest.raises(PassError, match=r"include names no layer: 'Conw2'; did you mean 'Conv2'"):
+        cut(row(net), ratio=0.3, include="Conw2")
+    result, *_ = cut(row(net), ratio=0.3, include="Conv2+Nope")
+    assert list(counts(result)) == ["Conv2"]
+    assert reasons(result)["Nope"].startswith("include names no node")
 
 
 def test_a_model_with_nothing_to_save(net: Any) -> None:
