@@ -132,6 +132,7 @@ class Prune(Pass):
                 ties, frozen = Ties(plan.coupling, plan.makers), groups.frozen(model, plan.coupling, plan.makers)
             cut = Cut(plan.coupling, plan.classes)
             places = _places(plan, cut, stays)
+            others = _others(plan, cut)
             if len(plan.classes):
                 masked = cut.masked(model)
                 cut.apply(model)
@@ -139,10 +140,12 @@ class Prune(Pass):
             if self.repair and (len(plan.classes) or (dropped and not i)):
                 outer = {id(n) for n in model.graph.nodes}
                 faults = ((p, unrolled.fault(p.layer) if id(p.layer) in outer else groups.BODY) for p in places)
-                unsolved |= {label(p.layer): fault for p, fault in faults if p.shortened and fault}
+                unsolved |= {label(p.layer): f"it {fault}" for p, fault in faults if p.shortened and fault}
+                unsolved |= {label(n): f"{n.op} reads fewer channels" for n in others}
                 repaired = repair(model, original, places, context, self.samples, [d.tensor for d in dropped])
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
         skips += _skips(model, plans[-1], stays)
+        skips += tuple(Skip(label(n), groups.UNJUDGED) for n in groups.unjudged(plans[-1].coupling))
         if not proofs and not dropped:
             return PassResult(0, skips, {"frozen": [asdict(f) for f in frozen]})
         makers = [m.layer for m in plans[-1].makers]
@@ -166,7 +169,7 @@ class Prune(Pass):
             figures["budget"] = limit.quantity
             figures["curve"] = [[1 - left, error] for left, error in plans[-1].curve]
         if self.repair:
-            skips += tuple(Skip(name, f"not repaired: it {fault}") for name, fault in unsolved.items())
+            skips += tuple(Skip(name, f"not repaired: {why}") for name, why in unsolved.items())
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
         return PassResult(len(dropped) + sum(len(p.classes) for p in plans), skips, figures)
 
@@ -190,11 +193,17 @@ def _places(plan: Plan, cut: Cut, stays: _Masks) -> list[Place]:
     shortened = cut.shortened()
     found = []
     for m in plan.makers:
-        now = cut.output(m.layer, m.axis)
+        now = cut.output(m.layer, m.axis, m.slot)
         mask = stays.setdefault(id(m.layer), np.ones(len(now), bool))
         mask[mask] = now
         found.append(Place(m.layer, mask, id(m.layer) in shortened))
     return found
+
+
+def _others(plan: Plan, cut: Cut) -> list[Node]:
+    """Nodes that sum over fewer channels than before, and are no layers that could be solved anew."""
+    shortened = cut.shortened() - {id(m.layer) for m in plan.makers}
+    return list({id(p.node): p.node for p in plan.coupling.contractions if id(p.node) in shortened}.values())
 
 
 def _skips(model: Model, plan: Plan, stays: _Masks) -> tuple[Skip, ...]:

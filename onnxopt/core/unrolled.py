@@ -16,6 +16,7 @@ from onnxopt.graph import layer as layers
 from onnxopt.graph.ir import Node, Variable, is_constant
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
+from onnxopt.graph.recurrent import is_recurrent
 from onnxopt.graph.signature import Array
 from onnxopt.numerics import patches
 from onnxopt.numerics.patches import Positions
@@ -30,6 +31,8 @@ _OWN_PADS = (None, "NOTSET")
 
 def fault(layer: Node) -> str:
     """Why a layer cannot be written so and solved for, to be read after its name; empty if it can."""
+    if is_recurrent(layer):
+        return f"is {'a' if layer.op == 'GRU' else 'an'} {layer.op}"
     if found := layers.fault(layer):
         return found
     view = layout(layer)

@@ -99,8 +99,9 @@ class Coupling:
         ]
 
     def why_frozen(self, node: Node, axis: int) -> str:
-        """What holds the first index that stays along an axis of an output, in words; empty when none does."""
-        labels = self._labels(node, 0, node.outputs[0], axis)
+        """What holds the first index that stays along an axis of the first output, in words; empty when none does."""
+        slot, tensor = next((i, t) for i, t in enumerate(node.outputs) if not t.is_empty())
+        labels = self._labels(node, slot, tensor, axis)
         stated = self._reason[self._component[labels]]
         stated = stated[stated >= 0]
         return self._said.why[int(stated[0])] if len(stated) else ""

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.graph import layer as layers
+from onnxopt.graph import recurrent
 from onnxopt.graph.coupling import Coupling
-from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
+from onnxopt.graph.ir import Constant, Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
 from onnxopt.runtime.target import fast_counts
@@ -22,11 +23,12 @@ _Tensors: TypeAlias = Callable[[Node], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Producer:
-    """A layer and the class of each of its output channels."""
+    """A layer and the class of each of its output channels, or hidden units: along an axis of its output ``slot``."""
 
     layer: Node
     axis: int
     classes: Labels
+    slot: int = 0
 
 
 def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
@@ -37,12 +39,18 @@ def producers(graph: Graph, coupling: Coupling) -> list[Producer]:
             found += producers(body, coupling)
         if is_layer(node) and not weight_fault(node):
             axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
-            found.append(Producer(node, axis, coupling.output(node, axis)))
+            slot = recurrent.output(node) if recurrent.is_recurrent(node) else 0
+            found.append(Producer(node, axis, coupling.output(node, axis, slot), slot))
     return found
 
 
 def is_layer(node: Node) -> bool:
-    """Is it a layer, and not the product of two computed tensors, nor a constant added by a convolution with ones?"""
+    """Is it a layer, and not the product of two computed tensors, nor a constant added by a convolution with ones?
+
+    Recurrent ones are layers too.
+    """
+    if recurrent.is_recurrent(node):
+        return any(not t.is_empty() for t in node.outputs)
     if not node.is_standard or node.op not in layers.LAYERS or _is_addition(node):
         return False
     return node.op != "MatMul" or is_constant(node.inputs[0]) != (layers.stored_weight(node) is not None)
@@ -58,6 +66,8 @@ def _is_addition(node: Node) -> bool:
 
 def weight_fault(layer: Node) -> str:
     """Why its weights do not tell channels apart, to be read after its name; empty if they do."""
+    if recurrent.is_recurrent(layer):
+        return recurrent.fault(layer)
     weight = layers.stored_weight(layer)
     if weight is None:
         return "has weights that are not constant"
@@ -70,21 +80,34 @@ def weight_fault(layer: Node) -> str:
     )
 
 
+def count(layer: Node) -> int:
+    """How many output channels, or hidden units, a layer has; of one without ``weight_fault``."""
+    return recurrent.units(layer) if recurrent.is_recurrent(layer) else layers.layout(layer).outputs
+
+
+def stored(layer: Node) -> list[Constant]:
+    """The constants that hold a layer's weights."""
+    if recurrent.is_recurrent(layer):
+        return recurrent.weights(layer)
+    weight = layers.stored_weight(layer)
+    return [] if weight is None else [weight]
+
+
 def widths(makers: Sequence[Producer], coupling: Coupling) -> Labels:
     """By class: how many channels it is of the layer that has the fewest of it; 0 where no layer makes it."""
     found = np.zeros(coupling.count + 1, np.intp)
     for maker in makers:
-        classes, count = np.unique(maker.classes, return_counts=True)
-        found[classes] = np.where(found[classes] == 0, count, np.minimum(found[classes], count))
+        classes, often = np.unique(maker.classes, return_counts=True)
+        found[classes] = np.where(found[classes] == 0, often, np.minimum(found[classes], often))
     return found
 
 
 def shared(makers: Sequence[Producer], coupling: Coupling) -> npt.NDArray[np.bool_]:
     """By class: does more than one layer make it?"""
-    count = np.zeros(coupling.count + 1, np.intp)
+    often = np.zeros(coupling.count + 1, np.intp)
     for maker in makers:
-        count[np.unique(maker.classes)] += 1
-    return np.asarray(count > 1)
+        often[np.unique(maker.classes)] += 1
+    return np.asarray(often > 1)
 
 
 def step(channels: int, channel_step: int) -> int:
@@ -121,7 +144,7 @@ def _outermost(nodes: Iterable[Node], near: _Tensors, far: _Tensors) -> set[int]
     for node in nodes:
         behind = any(id(t) in reached for t in near(node))
         computed = any(not is_constant(t) for t in node.inputs)
-        if not behind and node.op in layers.LAYERS and computed and not _is_addition(node):
+        if not behind and node.op in (*layers.LAYERS, *recurrent.LAYERS) and computed and not _is_addition(node):
             found.add(id(node))
             behind = True
         if behind:

@@ -22,6 +22,7 @@ from onnxopt.graph.ir import Node, is_constant
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
+from onnxopt.graph.recurrent import is_recurrent
 
 # Axes of inputs (slot, axis) whose lengths an operator's MACs are proportional to, where its second input is constant.
 _WEIGHT_AXES: Mapping[str, Sequence[tuple[int, int]]] = {
@@ -149,7 +150,8 @@ def macs(model: Model, coupling: Coupling, blocks: Sequence[Labels], shapes: Map
     """Multiply-accumulate operations of one sample; those that cannot be counted are left out."""
     nodes = list(model.nodes())
     sizes = [row.macs or 0 for row in cost(model, shapes).nodes]
-    terms = [(size, _axes(node, coupling)) for node, size in zip(nodes, sizes, strict=True) if size]
+    pairs = zip(nodes, sizes, strict=True)
+    terms = [term for node, size in pairs if size for term in _terms(node, float(size), coupling)]
     return Costs(blocks, terms, coupling.count)
 
 
@@ -167,6 +169,17 @@ def parameters(model: Model, coupling: Coupling, blocks: Sequence[Labels], *, in
     return Costs(blocks, terms, coupling.count)
 
 
+def _terms(node: Node, size: float, coupling: Coupling) -> list[tuple[float, list[Axis]]]:
+    """A node's MACs, in parts that are proportional to axes each: of a recurrent layer those of W and of R."""
+    if not is_recurrent(node):
+        return [(size, _axes(node, coupling))]
+    parts = [np.prod(node.inputs[slot].shape) for slot in (1, 2)] if all(map(is_constant, node.inputs[1:3])) else []
+    return [
+        (size * float(part / sum(parts)), [Axis(coupling.input(node, slot, axis)) for axis in (1, 2)])
+        for slot, part in enumerate(parts, 1)
+    ] or [(size, [])]
+
+
 def _axes(node: Node, coupling: Coupling) -> list[Axis]:
     """The axes that a node's MACs are proportional to, as far as channels go."""
     if node.op in _WEIGHT_AXES:
@@ -175,6 +188,4 @@ def _axes(node: Node, coupling: Coupling) -> list[Axis]:
         ranks = [coupling.rank(t) if not is_constant(t) else len(t.shape) for t in node.inputs]
         rows = [Axis(coupling.input(node, 0, k)) for k in range(ranks[0])]
         return rows + ([Axis(coupling.input(node, 1, -1))] if ranks[1] > 1 else [])
-    if node.op in ("LSTM", "GRU", "RNN"):
-        return [Axis(coupling.input(node, 2, 1))]
     return []

@@ -23,6 +23,7 @@ import numpy as np
 
 from onnxopt.core.context import Context
 from onnxopt.errors import PassError
+from onnxopt.graph import recurrent
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import is_constant
 from onnxopt.graph.labels import Labels
@@ -93,7 +94,9 @@ def _mean(measured: Iterable[tuple[Labels, Floats]], count: int) -> Floats:
 
 
 def _filters(maker: Producer) -> Floats:
-    """The weights behind each channel: (outputs, inputs x kernel)."""
+    """The weights behind each channel: (outputs, inputs x kernel); of a hidden unit, of all gates and directions."""
+    if recurrent.is_recurrent(maker.layer):
+        return recurrent.filters(maker.layer)
     view = layout(maker.layer)
     whole = np.moveaxis(weight(maker.layer).reshape(view.shape), view.out, 1)
     return np.asarray(whole.reshape(view.outputs, -1), np.float64)

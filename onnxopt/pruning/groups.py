@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from onnxopt.core.pass_ import label
 from onnxopt.graph.coupling import Coupling
-from onnxopt.graph.ir import Node
+from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.labels import Labels
-from onnxopt.graph.layer import stored_weight
 from onnxopt.graph.model import Model
-from onnxopt.pruning.channels import Producer, is_layer, weight_fault, widths
+from onnxopt.pruning.channels import Producer, is_layer, stored, weight_fault, widths
 
 BODY = "lies in the body of an If, Loop or Scan"
+UNJUDGED = "its weights are not judged"
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,24 @@ def frozen(model: Model, coupling: Coupling, makers: Sequence[Producer]) -> list
     names: dict[str, list[str]] = {}
     # By the weights' identity: layers that share them count them once.
     held: dict[str, dict[int, int]] = {}
-    for layer, share, why in (*_held(coupling, makers), *_unjudged(model, makers)):
-        weight = stored_weight(layer)
+    others = ((node, 1.0, UNJUDGED) for node in unjudged(coupling))
+    for layer, share, why in (*_held(coupling, makers), *_unjudged(model, makers), *others):
         names.setdefault(why, []).append(label(layer))
-        held.setdefault(why, {})[id(weight)] = 0 if weight is None else round(share * np.prod(weight.shape))
+        weights = stored(layer) if is_layer(layer) else _matrices(layer)
+        held.setdefault(why, {}).update({id(w): round(share * np.prod(w.shape)) for w in weights})
     found = [Frozen(why, tuple(layers), sum(held[why].values())) for why, layers in names.items()]
     return sorted(found, key=lambda f: -f.parameters)
+
+
+def unjudged(coupling: Coupling) -> list[Node]:
+    """Nodes that are no layers, but sum over what reaches them with weights of their own: nobody judges these."""
+    nodes = {id(p.node): p.node for p in coupling.contractions}
+    return [n for n in nodes.values() if not is_layer(n) and _matrices(n)]
+
+
+def _matrices(node: Node) -> list[Constant]:
+    """Constants that a node reads, of two axes or more."""
+    return [t for t in node.inputs if is_constant(t) and len(t.shape) > 1]
 
 
 def _movable(coupling: Coupling, makers: Sequence[Producer], width: Labels) -> Iterator[tuple[Group, Labels]]:

@@ -14,7 +14,7 @@ from onnxopt.core.patterns import excluded
 from onnxopt.errors import PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.labels import Labels
-from onnxopt.graph.layer import Floats, layout, stored_weight
+from onnxopt.graph.layer import Floats, stored_weight
 from onnxopt.graph.model import Model
 from onnxopt.pruning import channels, costs, criteria, selection
 from onnxopt.pruning.allocation import allocate
@@ -68,7 +68,7 @@ class Planner:
         self._settings = settings
         self._context = context
         self._widths = {
-            id(n): layout(n).outputs for n in model.nodes() if channels.is_layer(n) and not channels.weight_fault(n)
+            id(n): channels.count(n) for n in model.nodes() if channels.is_layer(n) and not channels.weight_fault(n)
         }
         self.full: float | None = None
         self._way: list[tuple[float, float]] = []
@@ -102,6 +102,9 @@ class Planner:
             # Without outputs in floats there is nothing to measure, and layers' own errors are compared.
             tells = found is not None and blocks and any(np.issubdtype(t.dtype, np.floating) for t in model.outputs)
             probe = Probe(model, context, settings.samples) if tells else None
+            if selection.unread(model, coupling, blocks):
+                seen = criteria.score("activation", model, coupling, makers, context, settings.samples)
+                score = np.where(np.isnan(seen), score, seen)
             paths = selection.by_data(model, coupling, blocks, score, context, settings.samples, probe)
         else:
             paths = selection.by_score(blocks, score)

@@ -19,6 +19,7 @@ from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.stream import Stream, feeds, modest_batch
 from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.cutting import Cut
 from onnxopt.graph.ir import Node
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats, layout
@@ -80,12 +81,15 @@ def by_data(
     of one can stand in for another, but not for both.
 
     Errors are the layers' own, or, with a ``probe``, those of the outputs. A block that no layer with constant weights
-    reads (the inner product of attention) goes by ``score``.
+    reads (the inner product of attention) goes by ``score``: it costs the share of the block's score that goes, or,
+    with a probe, what zeros in its place do.
     """
-    wanted = {int(c) for b in blocks for c in b.classes}
-    readers = [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
+    readers = _readers_of(blocks, model, coupling)
     bundles = _bundles(blocks, readers)
-    found = [_scored(members[0], blocks[members[0]], score) for members, mine in bundles if not mine]
+    found = []
+    for (i, *_), _ in (bundle for bundle in bundles if not bundle[1]):
+        path = _scored(i, blocks[i], score / max(float(score[blocks[i].classes].sum()), 1e-30))
+        found.append(path if probe is None else _masked(path, model, coupling, probe))
     shapes, start = context.shapes(model), probe.samples if probe is not None else 0
     batches = feeds(context, samples, modest_batch(context, shapes), start) if readers else []
     stream = Stream(model, batches, shapes, context.threads)
@@ -102,10 +106,37 @@ def by_data(
     return found
 
 
+def unread(model: Model, coupling: Coupling, blocks: Sequence[Block]) -> bool:
+    """Is there a block that no layer with constant weights reads?"""
+    return any(not mine for _, mine in _bundles(blocks, _readers_of(blocks, model, coupling)))
+
+
+def _readers_of(blocks: Sequence[Block], model: Model, coupling: Coupling) -> list[_Reader]:
+    wanted = {int(c) for b in blocks for c in b.classes}
+    return [r for r in _readers(model, coupling) if wanted.intersection(r.inputs)]
+
+
 def _scored(i: int, block: Block, score: Floats) -> Path:
     order = block.classes[np.argsort(score[block.classes], kind="stable")[: block.most]]
     gone = (len(block.classes) - block.levels).astype(np.intp)
     return Path((i,), block.levels[:, None], np.concatenate(([0.0], np.cumsum(score[order])))[gone], order, gone)
+
+
+def _masked(path: Path, model: Model, coupling: Coupling, probe: Probe) -> Path:
+    """The same with the errors that the outputs have without what went."""
+    gains = []
+    for state in sorted({int(np.searchsorted(path.gone, share * path.gone[-1])) for share in _TRIED} - {0}):
+        measured = probe.of(Cut(coupling, path.order[: path.gone[state]]).masked(model))
+        gains += [(path.error[state], measured / max(path.error[state], 1e-30))] if np.isfinite(measured) else []
+    return path._replace(error=_gained(path.error, gains))
+
+
+def _gained(errors: Floats, gains: Sequence[tuple[float, float]]) -> Floats:
+    """Errors times their gains: (error, gain) as they were measured, in between linear."""
+    if not gains:
+        return errors
+    spent, gain = np.array(gains).T
+    return np.maximum.accumulate(errors * np.interp(errors, spent, gain))
 
 
 def _bundles(blocks: Sequence[Block], readers: Sequence[_Reader]) -> list[tuple[list[int], list[int]]]:
@@ -217,10 +248,7 @@ def _descend(members: Sequence[int], blocks: Sequence[Block], readers: Sequence[
             measured = probe.error([r.solved() for r in readers])
             gains += [(spent, measured / max(spent, 1e-30))] if np.isfinite(measured) else []
             tried -= passed
-    errors = np.array(error)
-    if gains:
-        spent_by, gain = np.array(gains).T
-        errors = np.maximum.accumulate(errors * np.interp(errors, spent_by, gain))
+    errors = _gained(np.array(error), gains)
     return Path(tuple(members), np.array(kept, np.float64), errors, np.array(order, np.intp), np.array(gone, np.intp))
 
 

@@ -142,14 +142,90 @@ def test_first_and_last_layers_are_kept(zoo: Zoo) -> None:
 def test_a_last_layer_whose_channels_could_go_is_kept(net: Any) -> None:
     n = net(4, 16)
     y = n.relu(n.dense(n.relu(n.dense("x", 16, 32)), 32, 32))
-    total = n.op(
-        "GRU", n.op("Unsqueeze", y, n.ints(0)), n.normal(1, 6, 32), n.normal(1, 6, 2), hidden_size=2, outputs=2
-    )[0]
-    proto = n.model(total)
+    proto = n.model(n.op("Einsum", y, n.normal(32, 2), equation="ij,jk->ik"))
     assert sorted(counts(prune(proto, Prune(align=4, keep_ends=False))[1])) == ["Gemm0", "Gemm2"]
     _, result = prune(proto, Prune(align=4))
     assert result.changed == 0
+    assert reasons(result)["Einsum4"] == "its weights are not judged"
     assert reasons(result)["Gemm2"] == "first or last layer; keep-ends=false prunes it"
+
+
+def recurrent(n: Any, op: str = "LSTM", directions: int = 1) -> onnx.ModelProto:
+    """Two recurrent layers of 32 hidden units between products; every fourth unit makes nothing but zeros."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    way = "bidirectional" if directions == 2 else "forward"
+    x, width = n.op("Transpose", n.op("MatMul", "x", n.normal(8, 16)), perm=[1, 0, 2]), 16
+    for _ in range(2):
+        weights = [n.rng.standard_normal((directions, gates, 32, k)) * 0.4 for k in (width, 32)]
+        for weight in weights:
+            weight[:, :, ::4] = 0
+        constants = [n.constant(w.reshape(directions, gates * 32, -1)) for w in weights]
+        y, *_ = n.op(op, x, *constants, outputs=2, hidden_size=32, direction=way)
+        width = 32 * directions
+        x = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(0, 0, width))
+    made: onnx.ModelProto = n.model(n.op("MatMul", n.op("Transpose", x, perm=[1, 0, 2]), n.normal(width, 5)))
+    return made
+
+
+@pytest.mark.parametrize("criterion", ["obs", "l1", "fpgm"])
+@pytest.mark.parametrize(("op", "directions"), [("LSTM", 1), ("LSTM", 2), ("GRU", 1), ("RNN", 2)])
+def test_hidden_units(op: str, directions: int, criterion: Any, net: Any) -> None:
+    """Those that make nothing go first, in both directions at once."""
+    proto = recurrent(net("N", 6, 8), op, directions)
+    model, result = prune(proto, Prune(ratio=0.25, align=8, criterion=criterion))
+    layers = [n for n in model.graph.nodes if n.op == op]
+    names = [n.name for n in layers]
+    assert counts(result) == {name: [32, 24] for name in names}
+    assert [n.attrs["hidden_size"] for n in layers] == [24, 24]
+    assert [n.inputs[2].shape[::2] for n in layers] == [(directions, 24)] * 2
+    assert layers[1].inputs[1].shape[2] == 24 * directions
+    assert float(str(result.figures["proof"])) < 1e-5
+    why = f"not repaired: it is {'a' if op == 'GRU' else 'an'} {op}"
+    assert {name: reasons(result)[name] for name in names} == dict.fromkeys(names, why)
+    original = Model.from_proto(proto)
+    feed = next(iter(open_dataset(None, original.inputs, samples=16).batches(16)))
+    (expected,), (got,) = (Session(m).run(feed).values() for m in (original, model))
+    if criterion != "fpgm":
+        assert deviation(expected, got) < 1e-4
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_hidden_units_under_a_budget(directions: int, net: Any) -> None:
+    proto = recurrent(net("N", 6, 8), "LSTM", directions)
+    for budget, counted in (("params", "parameters"), ("macs", "macs")):
+        model, result = prune(proto, Prune(**{budget: "-30%"}, repair=False))  # type: ignore[arg-type]  # one of the budgets
+        assert all(name.startswith("LSTM") for name in counts(result))
+        share = getattr(totals(model), counted) / getattr(totals(Model.from_proto(proto)), counted)
+        assert 0.4 < share <= 0.7
+        *_, (saved, _) = list(result.figures["curve"])  # type: ignore[arg-type]  # rows of numbers
+        assert share == pytest.approx(1 - saved, abs=1e-3)
+
+
+def test_hidden_units_in_groups_and_reasons_to_stay(net: Any) -> None:
+    n = net("N", 6, 8)
+    y, *_ = n.op("LSTM", "x", n.normal(1, 64, 8), n.normal(1, 64, 16), outputs=2, hidden_size=16)
+    _, result = prune(n.model(y), Prune(keep_ends=False))
+    assert reasons(result) == {"LSTM0": f"its channels stay: '{y}' is an output of the model"}
+    assert result.figures["frozen"] == [
+        {"why": f"'{y}' is an output of the model", "layers": ("LSTM0",), "parameters": 64 * (8 + 16)}
+    ]
+
+
+def test_only_the_last_state_is_read(net: Any) -> None:
+    n = net("N", 6, 8)
+    inputs = ["x", n.normal(1, 96, 8), n.normal(1, 96, 32)]
+    n.nodes.append(helper.make_node("GRU", inputs, ["", "last"], name="GRU", hidden_size=32))
+    _, result = prune(n.model(n.op("MatMul", "last", n.normal(32, 4))), Prune(align=8, keep_ends=False))
+    assert counts(result) == {"GRU": [32, 24]}
+
+
+def test_what_reads_fewer_channels_and_is_no_layer_is_reported(net: Any) -> None:
+    n = net(4, 16)
+    y = n.relu(n.dense("x", 16, 32))
+    y = n.op("Einsum", y, n.normal(32, 16), equation="ij,jk->ik")
+    _, result = prune(n.model(n.dense(y, 16, 3)), Prune(align=4, keep_ends=False))
+    assert counts(result) == {"Gemm0": [32, 24]}
+    assert reasons(result)["Einsum2"] == "not repaired: Einsum reads fewer channels"
 
 
 def test_reasons_of_layers_that_are_left_alone(net: Any) -> None:

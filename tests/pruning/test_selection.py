@@ -13,6 +13,7 @@ from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.cutting import Cut
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
 from onnxopt.numerics.elimination import Elimination
@@ -133,7 +134,20 @@ def test_what_no_layer_reads_goes_by_score(net: Any) -> None:
     judged = Judged(proto)
     (path,), (expected,) = judged.paths, by_score(judged.blocks, judged.score)
     assert path.order.tolist() == expected.order.tolist()
-    np.testing.assert_array_equal(path.error, expected.error)
+    np.testing.assert_allclose(path.error, expected.error / judged.score[judged.blocks[0].classes].sum())
+
+
+def test_what_no_layer_reads_costs_what_zeros_in_its_place_do_with_a_probe(net: Any) -> None:
+    n = net("N", 6, 8)
+    query, key = (n.op("MatMul", "x", n.normal(8, 16)) for _ in range(2))
+    proto = n.model(n.op("MatMul", query, n.op("Transpose", key, perm=[0, 2, 1])))
+    judged = Judged(proto, probe=True)
+    (path,) = judged.paths
+    check(path, judged.blocks)
+    probe = Probe(judged.model, judged.context, 16)
+    for state in (1, 2):
+        masked = Cut(judged.coupling, path.order[: path.gone[state]]).masked(judged.model)
+        assert path.error[state] == pytest.approx(probe.of(masked))
 
 
 def test_errors_are_those_of_the_outputs_with_a_probe(net: Any) -> None:
