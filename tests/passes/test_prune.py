@@ -211,6 +211,20 @@ def test_hidden_units_in_groups_and_reasons_to_stay(net: Any) -> None:
     ]
 
 
+def test_what_only_a_recurrent_layer_reads_goes_by_its_activations(net: Any) -> None:
+    """Large weights behind a Relu that never opens: the norms of weights would keep them."""
+    n = net("N", 6, 8)
+    weight, shift = n.rng.standard_normal((8, 16)), np.zeros(16)
+    weight[:, ::4], shift[::4] = weight[:, ::4] * 5, -1e3
+    y = n.relu(n.op("Add", n.op("MatMul", "x", n.constant(weight)), n.constant(shift)))
+    y, *_ = n.op("GRU", y, n.normal(1, 12, 16), n.normal(1, 12, 4), outputs=2, hidden_size=4)
+    proto = n.model(y)
+    for criterion, dead in (("obs", 0), ("l1", 4)):
+        model, _ = prune(proto, Prune(ratio=0.25, align=4, criterion=criterion, keep_ends=False))  # type: ignore[arg-type]  # one of the criteria
+        kept = next(node.inputs[1].values for node in model.graph.nodes if node.op == "Add")
+        assert (len(kept), int((kept < 0).sum())) == (12, dead)
+
+
 def test_only_the_last_state_is_read(net: Any) -> None:
     n = net("N", 6, 8)
     inputs = ["x", n.normal(1, 96, 8), n.normal(1, 96, 32)]
@@ -343,7 +357,8 @@ def test_channels_without_effect_go_first(net: Any) -> None:
     readers[:, 1::4] = 0
     proto = n.model(n.op("Conv", x, n.constant(readers)))
     for criterion, gone in (("l1", 0), ("l2", 0), ("obs", 1)):
-        model, _ = prune(proto, Prune(ratio=0.25, align=4, criterion=criterion, keep_ends=False, repair=False))
+        step = Prune(ratio=0.25, align=4, criterion=criterion, keep_ends=False, repair=False)  # type: ignore[arg-type]  # one of the criteria
+        model, _ = prune(proto, step)
         kept = model.graph.nodes[0].inputs[1].values
         left = [k for k in range(16) if any(np.array_equal(weight[k].astype(np.float32), w) for w in kept)]
         assert left == [k for k in range(16) if k % 4 != gone]

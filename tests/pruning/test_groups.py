@@ -86,6 +86,22 @@ def unchecked(n: Any) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
+def test_weights_that_nobody_judges_cost(net: Any) -> None:
+    n = net("N", 6, 8)
+    x = n.op("MatMul", "x", n.normal(8, 16))
+    y = n.op("Einsum", x, n.normal(16, 10), equation="nij,jk->nik")
+    tied, costs = found(n.model(n.op("MatMul", y, n.normal(10, 4))))
+    assert tied[0] == Group(("MatMul0",), ("Einsum1",), 16, 16)
+    assert Frozen("its weights are not judged", ("Einsum1",), 160) in costs
+
+
+def test_hidden_units_are_tied_to_what_reads_them(net: Any) -> None:
+    n = net("N", 6, 8)
+    y, *_ = n.op("LSTM", "x", n.normal(1, 64, 8), n.normal(1, 64, 16), outputs=3, hidden_size=16)
+    tied, _ = found(n.model(n.op("MatMul", y, n.normal(16, 4))))
+    assert tied[0] == Group(("LSTM0",), ("LSTM0", "MatMul1"), 16, 16)
+
+
 def test_of_a_layer_that_stays_in_part_only_that_part_costs(net: Any) -> None:
     n = net()
     y = n.conv("x", 3, 12)
