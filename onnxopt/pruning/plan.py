@@ -12,6 +12,7 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
 from onnxopt.core.patterns import excluded
 from onnxopt.errors import PassError
+from onnxopt.graph.cost import cost
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats, stored_weight
@@ -112,7 +113,7 @@ class Planner:
             return Plan(coupling, makers, _joined([p.order for p in paths]), held)
         if self.full is None:
             self.full = found.total(found.full) or 1.0
-        limit = self.full + (settings.budget.limit(self.full) - self.full) * part
+        limit = self.full + (settings.budget.limit(min(self.full, self._given())) - self.full) * part
         states, kept, way = allocate(paths, found, limit)
         if reach and found.total(kept) > limit * (1 + 1e-9):
             if not blocks and not self._way:
@@ -123,10 +124,17 @@ class Planner:
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
         gone = [p.order[: p.gone[state]] for p, state in zip(paths, states, strict=True)]
         before = self._way[-1][1] if self._way else 0.0
-        curve = [*self._way, *((cost / self.full, before + error) for cost, error in way)]
+        curve = [*self._way, *((c / self.full, before + error) for c, error in way)]
         if reach:
             self._way = curve
         return Plan(coupling, makers, _joined(gone), held, curve)
+
+    def _given(self) -> float:
+        """The MACs of the model as it was given: exact passes may have added some."""
+        original = self._context.original
+        counted = cost(original, self._context.shapes(original)).total.macs
+        is_macs = self._settings.budget is not None and self._settings.budget.quantity == "macs"
+        return float(counted) if is_macs and counted else np.inf
 
     def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
         """Classes that are left alone because they were asked to be, and why."""
