@@ -67,6 +67,11 @@ def _carried(node: Node, parts: list[Entries | None]) -> Entries | None:
     data, literals = parts[0], [_literals(p) for p in parts[1:]]
     if node.op == "Concat":
         return None if None in parts else tuple(e for part in parts if part is not None for e in part)
+    if node.op == "Where" and is_constant(node.inputs[0]):  # as a cut puts literals among sizes
+        given, *sides = node.inputs[0].values.reshape(-1).tolist(), *(p or () for p in parts[1:])
+        if any(len(side) != len(given) for side in sides):
+            return None
+        return tuple(sides[0][i] if first else sides[1][i] for i, first in enumerate(given))
     if data is None or node.op not in ("Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Identity"):
         return None
     if node.op == "Gather":

@@ -225,6 +225,18 @@ def test_what_only_a_recurrent_layer_reads_goes_by_its_activations(net: Any) -> 
         assert (len(kept), int((kept < 0).sum())) == (12, dead)
 
 
+def test_hidden_units_step_by_step_with_a_first_state_of_computed_size(net: Any) -> None:
+    """What the first step wrote among the sizes is followed in the second."""
+    n = net("N", 6, 8)
+    count = n.op("Slice", n.op("Shape", "x"), n.ints(1), n.ints(2))
+    state = n.op("ConstantOfShape", n.op("Concat", n.ints(1), count, n.ints(64), axis=0))
+    weights = [n.normal(1, 192, 8), n.normal(1, 192, 64), "", ""]
+    y, *_ = n.op("GRU", "x", *weights, state, outputs=2, hidden_size=64)
+    proto = n.model(n.op("Add", n.op("MatMul", y, n.normal(64, 4)), n.constant(np.zeros(4))))
+    _, result = prune(proto, Prune(ratio=0.5, align=8, steps=2, keep_ends=False))
+    assert list(counts(result).values()) == [[64, 32]]
+
+
 def test_only_the_last_state_is_read(net: Any) -> None:
     n = net("N", 6, 8)
     inputs = ["x", n.normal(1, 96, 8), n.normal(1, 96, 32)]
