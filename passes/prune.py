@@ -25,6 +25,7 @@ from onnxopt.errors import PassError
 from onnxopt.graph.cost import cost
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.ir import Node
+from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.pruning import budget, channels, groups
 from onnxopt.pruning.budget import Budget, Quantity
@@ -86,6 +87,10 @@ class Prune(Pass):
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
         given = [q for q in _QUANTITIES if getattr(self, q)] + (["ratio"] if self.ratio is not None else [])
+        if self.layers and self.criterion != "obs":
+            raise ValueError(
+                "layers=true weighs blocks against channels by what the outputs lose: it needs criterion=obs"
+            )
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; one says how much goes")
         if self._budget() is None and self.layers:
@@ -124,6 +129,8 @@ class Prune(Pass):
         proofs: list[float] = []
         repaired: list[Repaired] = []
         unsolved: dict[str, str] = {}
+        carried: dict[int, Floats] = {}
+        made = {id(n): str(n.outputs[0].name) for n in model.nodes() if n.outputs}
         dropped = self._drop(model, context, planner)
         for i in range(self.steps):
             plan = planner.plan(model, (i + 1) / self.steps)
@@ -131,7 +138,7 @@ class Prune(Pass):
             if not i:
                 ties, frozen = Ties(plan.coupling, plan.makers), groups.frozen(model, plan.coupling, plan.makers)
             cut = Cut(plan.coupling, plan.classes)
-            places = _places(plan, cut, stays)
+            places = _places(plan, cut, stays, made)
             others = _others(plan, cut)
             if len(plan.classes):
                 masked = cut.masked(model)
@@ -142,7 +149,8 @@ class Prune(Pass):
                 faults = ((p, unrolled.fault(p.layer) if id(p.layer) in outer else groups.BODY) for p in places)
                 unsolved |= {label(p.layer): f"it {fault}" for p, fault in faults if p.shortened and fault}
                 unsolved |= {label(n): f"{n.op} reads fewer channels" for n in others}
-                repaired = repair(model, original, places, context, self.samples, [d.tensor for d in dropped])
+                changed = [d.tensor for d in dropped]
+                repaired = repair(model, original, places, context, self.samples, changed, carried)
         skips = (*absent(self.include, names, "include"), *absent(self.exclude, names))
         skips += _skips(model, plans[-1], stays)
         skips += tuple(Skip(label(n), groups.UNJUDGED) for n in groups.unjudged(plans[-1].coupling))
@@ -185,10 +193,10 @@ class Prune(Pass):
             included = excluded(self.include or "*", branch.layers)
             return len(included) == len(set(branch.layers)) and not excluded(self.exclude, branch.layers)
 
-        return shorten(model, context, way, limit.limit(full) / full, limit.quantity, self.samples, may_go)
+        return shorten(model, context, way, planner.limit(limit) / full, limit.quantity, self.samples, may_go)
 
 
-def _places(plan: Plan, cut: Cut, stays: _Masks) -> list[Place]:
+def _places(plan: Plan, cut: Cut, stays: _Masks, made: Mapping[int, str]) -> list[Place]:
     """The layers behind a cut, and which outputs of the original they still have: ``stays``, brought up to date."""
     shortened = cut.shortened()
     found = []
@@ -196,7 +204,7 @@ def _places(plan: Plan, cut: Cut, stays: _Masks) -> list[Place]:
         now = cut.output(m.layer, m.axis, m.slot)
         mask = stays.setdefault(id(m.layer), np.ones(len(now), bool))
         mask[mask] = now
-        found.append(Place(m.layer, mask, id(m.layer) in shortened))
+        found.append(Place(m.layer, mask, id(m.layer) in shortened, made.get(id(m.layer), "")))
     return found
 
 

@@ -38,9 +38,11 @@ def _slice(model: Model, node: Node, cut: Cut) -> list[Node]:
     rank = cut.coupling.rank(node.inputs[0])
     taken = parameters.slices(node, rank) or {}
     bounds = [parameters.read(node, i, name) or [] for i, name in ((1, "starts"), (2, "ends"))]
+    steps = [1 if part is None else part.step for part in taken.values()]
+    stay = [cut.input(node, 0, axis) for axis in taken]
     changed, gathers = False, []
     for at, (axis, part) in enumerate(taken.items()):
-        before = cut.input(node, 0, axis)
+        before = stay[at]
         if part is None or before.all():
             continue
         changed = True
@@ -51,8 +53,9 @@ def _slice(model: Model, node: Node, cut: Cut) -> list[Node]:
             picked = np.arange(len(before))[part]
             gathers.append(_gather_before(model, node, axis, _new_places(before)[picked[before[picked]]]))
             bounds[0][at], bounds[1][at] = 0, len(before)
-            steps = [1 if k == axis or s is None else s.step for k, s in taken.items()]
-            parameters.write(model, node, 4, "steps", steps)
+            steps[at] = 1
+    if gathers:
+        parameters.write(model, node, 4, "steps", steps)
     if changed:
         parameters.write(model, node, 1, "starts", bounds[0])
         parameters.write(model, node, 2, "ends", bounds[1])

@@ -73,7 +73,7 @@ def cost(model: Model, shapes: Mapping[str, Shape]) -> Cost:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, Constant) and id(tensor) not in seen:
                 seen.add(id(tensor))
-                owned.setdefault(id(_user(node)), []).append((_trained(node, i, tensor), tensor.nbytes))
+                owned.setdefault(id(_user(node)), []).append((trained(node, i, tensor), tensor.nbytes))
     rows = []
     for node in nodes:
         weights = owned.get(id(node), [])
@@ -111,7 +111,7 @@ def _sum(values: Iterable[int | None]) -> int | None:
     return total
 
 
-def _trained(node: Node, i: int, constant: Constant) -> int:
+def trained(node: Node, i: int, constant: Constant) -> int:
     """How many parameters a constant holds for the node that reads it as its input ``i``."""
     if i in _QUANTIZATION.get(node.op, ()):
         return 0

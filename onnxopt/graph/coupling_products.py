@@ -112,7 +112,7 @@ def einsum(site: Site) -> None:
     """Letters name axes; those that the output lacks are summed over. A length of 1 against a longer one stays."""
     xs = site.operands()
     terms, result = _letters(str(site.attr("equation")), [x.rank for x in xs])
-    for letter in set("".join(terms)):
+    for letter in dict.fromkeys("".join(terms)):
         places = [(x, k) for x, term in zip(xs, terms, strict=True) for k, c in enumerate(term) if c == letter]
         if len({x.shape[k] for x, k in places}) > 1:
             continue

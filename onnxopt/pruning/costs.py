@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from scipy.sparse import csr_array
 
-from onnxopt.graph.cost import cost
+from onnxopt.graph.cost import cost, trained
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.ir import Node, is_constant
 from onnxopt.graph.labels import Labels
@@ -156,7 +156,7 @@ def macs(model: Model, coupling: Coupling, blocks: Sequence[Labels], shapes: Map
 
 
 def parameters(model: Model, coupling: Coupling, blocks: Sequence[Labels], *, in_bytes: bool = False) -> Costs:
-    """Elements of the constants, or their bytes; one that several nodes read counts once."""
+    """Trained elements of the constants, or bytes of all; one that several nodes read counts once."""
     seen: set[int] = set()
     terms = []
     for node in model.nodes():
@@ -164,8 +164,8 @@ def parameters(model: Model, coupling: Coupling, blocks: Sequence[Labels], *, in
             if is_constant(tensor) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 along = [Axis(coupling.input(node, slot, k)) for k in range(len(tensor.shape))]
-                elements = float(np.prod(tensor.shape))
-                terms.append((elements * (tensor.dtype.itemsize if in_bytes else 1), along))
+                size = np.prod(tensor.shape) * tensor.dtype.itemsize if in_bytes else trained(node, slot, tensor)
+                terms.append((float(size), along))
     return Costs(blocks, terms, coupling.count)
 
 

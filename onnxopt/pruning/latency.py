@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from onnxopt.core.context import Context
-from onnxopt.errors import ExecutionError
+from onnxopt.errors import ExecutionError, PassError
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.model import Model
@@ -43,8 +43,8 @@ def latency(
     rows = {id(node): _variants(layer, step) for node, layer in known}
     try:
         times.measure(v for node, _ in known for side in rows[id(node)] for v in side.values())
-    except ExecutionError:
-        return Costs(blocks, [], coupling.count, measured)
+    except ExecutionError as error:
+        raise PassError(f"the layers cannot be timed on this machine: {error}; ask for macs instead") from error
     terms = []
     for node, layer in known:
         whole = times.seconds(layer)

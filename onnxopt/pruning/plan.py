@@ -90,7 +90,10 @@ class Planner:
         held |= self._held(model, coupling, makers)
         blocks = self._blocks(coupling, makers, score, held)
         if settings.budget is None:
-            blocks = [b._replace(levels=self._share(b, makers, part)) for b in blocks]
+            grown = np.ones(coupling.count + 1)
+            for m in reversed(makers):
+                grown[m.classes] = self._widths[id(m.layer)] / len(m.classes)
+            blocks = [b._replace(levels=self._share(b, grown, part)) for b in blocks]
         for block in blocks:
             if not block.most:
                 held |= dict.fromkeys(block.classes.tolist(), _NARROW)
@@ -113,7 +116,7 @@ class Planner:
             return Plan(coupling, makers, _joined([p.order for p in paths]), held)
         if self.full is None:
             self.full = found.total(found.full) or 1.0
-        limit = self.full + (settings.budget.limit(min(self.full, self._given())) - self.full) * part
+        limit = self.full + (self.limit(settings.budget) - self.full) * part
         states, kept, way = allocate(paths, found, limit)
         if reach and found.total(kept) > limit * (1 + 1e-9):
             if not blocks and not self._way:
@@ -129,12 +132,14 @@ class Planner:
             self._way = curve
         return Plan(coupling, makers, _joined(gone), held, curve)
 
-    def _given(self) -> float:
-        """The MACs of the model as it was given: exact passes may have added some."""
-        original = self._context.original
-        counted = cost(original, self._context.shapes(original)).total.macs
-        is_macs = self._settings.budget is not None and self._settings.budget.quantity == "macs"
-        return float(counted) if is_macs and counted else np.inf
+    def limit(self, budget: Budget) -> float:
+        """What the budget leaves, once there is a plan. Exact passes may have added MACs to the model as it was given,
+        of which the budget is."""
+        full = self.full or 1.0
+        if budget.quantity == "macs":
+            original = self._context.original
+            full = min(full, cost(original, self._context.shapes(original)).total.macs or full)
+        return budget.limit(full)
 
     def _held(self, model: Model, coupling: Coupling, makers: Sequence[Producer]) -> dict[int, str]:
         """Classes that are left alone because they were asked to be, and why."""
@@ -174,11 +179,10 @@ class Planner:
             found.append(Block(block, able[able >= min(fewest, len(block))]))
         return found
 
-    def _share(self, block: Block, makers: Sequence[Producer], part: float) -> Floats:
+    def _share(self, block: Block, grown: Floats, part: float) -> Floats:
         """All classes of a block, down to the fewest that are at least the share that is wanted of what it was."""
-        first = int(block.classes[0])
-        grown = next((self._widths[id(m.layer)] / len(m.classes) for m in makers if first in m.classes), 1.0)
-        wanted = min((1 - self._settings.ratio * part) * len(block.classes) * grown, block.levels[0])
+        was = len(block.classes) * float(grown[int(block.classes[0])])
+        wanted = min((1 - self._settings.ratio * part) * was, block.levels[0])
         return np.asarray(block.levels[block.levels >= wanted - 1e-6])
 
     def _costs(

@@ -35,11 +35,20 @@ _STRETCH = 2.0
 
 @dataclass(frozen=True)
 class Place:
-    """A layer that may be solved anew: which outputs of the original it still has, and whether it lost inputs."""
+    """A layer that may be solved anew: which outputs of the original it still has, and whether it lost inputs.
+
+    ``made`` is what the original calls its result, where that is no longer its name here.
+    """
 
     layer: Node
     outputs: Mask
     shortened: bool
+    made: str = ""
+
+    @property
+    def target(self) -> str:
+        """The tensor of the original that the layer shall make."""
+        return self.made or str(self.layer.outputs[0].name)
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,19 @@ def repair(
     context: Context,
     samples: int,
     changed: Collection[str] = (),
+    carried: dict[int, Floats] | None = None,
 ) -> list[Repaired]:
     """Solve the places that lie behind what was cut, on at most so many samples.
 
-    ``changed`` are names of tensors that are others than they were for another reason. The model is changed, the
-    original is not.
+    ``changed`` are names of tensors that are others than they were for another reason. ``carried`` keeps, from one
+    repair to the next, what was added behind each MatMul (its ``id``), by output of the original. The model is
+    changed, the original is not.
     """
     model.tidy()
+    added = {} if carried is None else carried
     shapes = context.shapes(original)
     seen = observed(model, original, _behind(model, places, changed), context, samples, "repair")
-    return [_solve(model, place, rows, spread=not _beside(model, place.layer, shapes)) for place, rows in seen]
+    return [_solve(model, place, rows, added, spread=not _beside(model, place, shapes)) for place, rows in seen]
 
 
 def observed(
@@ -83,7 +95,7 @@ def observed(
     for i, place in enumerate(context.track(places, doing)):
         name = place.layer.inputs[0].name
         share = min(now.rest(name), then.rest(name))
-        beside = _beside(model, place.layer, shapes)
+        beside = _beside(model, place, shapes)
         if beside and now.passes(beside, [p.layer for p in places[i:]]):
             beside = ""
         pairs = _pairs(place, beside, now, then, share)
@@ -111,16 +123,16 @@ def _is_depthwise(layer: Node) -> bool:
     return view.shape[0] > 1 and view.shape[view.into] == 1
 
 
-def _beside(model: Model, layer: Node, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _beside(model: Model, place: Place, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The computed tensor that the layer's result is added to, perhaps after a constant, if that is its only use."""
-    y = layer.outputs[0]
+    y = place.layer.outputs[0]
     while len(y.outputs) == 1 and all(y is not t for t in model.graph.outputs):
         node = y.outputs[0]
         other = next((t for t in node.inputs if t is not y), y)
         if node.op != "Add" or not node.is_standard or other is y:
             return ""
         if not is_constant(other):
-            same = shapes.get(other.name) == shapes[layer.outputs[0].name]
+            same = shapes.get(other.name) == shapes[place.target]
             return str(other.name) if same else ""
         y = node.outputs[0]
     return ""
@@ -131,7 +143,7 @@ def _pairs(place: Place, beside: str, now: Stream, then: Stream, share: float) -
     more = [beside] if beside else []
     axis = 1 if place.layer.op.startswith("Conv") else -1
     reached = now.read([place.layer.inputs[0].name, *more], share)
-    targets = then.read([place.layer.outputs[0].name, *more], share)
+    targets = then.read([place.target, *more], share)
     for (x, *got), wanted in zip(reached, targets, strict=True):
         y, *added = (np.compress(place.outputs, t, axis) for t in wanted)
         yield x, y + added[0] - got[0] if more else y
@@ -155,12 +167,17 @@ def _rows(
         yield into[fit], out[fit], (of % 5 == 4)[fit]
 
 
-def _solve(model: Model, place: Place, batches: Iterator[Rows], *, spread: bool) -> Repaired:
+def _solve(
+    model: Model, place: Place, batches: Iterator[Rows], carried: dict[int, Floats], *, spread: bool
+) -> Repaired:
     """Solve for the change of weights and bias, group by group: so a large ridge leaves the layer as it is.
 
     With ``spread``, what the layer makes varies as much as what it shall make.
     """
     weight, bias = unrolled.read(place.layer)
+    behind = carried.setdefault(id(place.layer), np.zeros(len(place.outputs)))
+    already = behind[place.outputs].reshape(bias.shape)
+    bias += already
     groups, outputs, inputs = weight.shape
     train, held = ([Moments.empty(inputs, outputs) for _ in range(groups)] for _ in range(2))
     power = 0.0
@@ -182,7 +199,9 @@ def _solve(model: Model, place: Place, batches: Iterator[Rows], *, spread: bool)
             bias[g] += change.bias
         before, after = before + unchanged, after + changed
     if best:
-        unrolled.write(model, place.layer, weight, bias)
+        unrolled.write(model, place.layer, weight, bias - already)
+        if place.layer.op == "MatMul":
+            behind[place.outputs] = bias.reshape(-1)
     power = max(power, 1e-30)
     return Repaired(label(place.layer), before / power, after / power, best, train[0].count + held[0].count)
 

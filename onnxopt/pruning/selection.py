@@ -34,6 +34,7 @@ from onnxopt.pruning.probe import Probe, Replacement
 _ROUNDING = 1e-12
 # Shares of a block without which its layers are tried in the model.
 _TRIED = (0.25, 0.6)
+_NOTHING = 0.1
 
 
 class Block(NamedTuple):
@@ -244,7 +245,8 @@ def _descend(members: Sequence[int], blocks: Sequence[Block], readers: Sequence[
         error.append(spent)
         gone.append(len(order))
         passed = {t for t in tried if t <= len(order)}
-        if probe is not None and (passed or (not gains and not any(down))):
+        # Where nothing was lost so far, that says nothing of what is lost in the end.
+        if probe is not None and (passed or (not any(down) and all(gain < _NOTHING for _, gain in gains))):
             measured = probe.error([r.solved() for r in readers])
             gains += [(spent, measured / max(spent, 1e-30))] if np.isfinite(measured) else []
             tried -= passed

@@ -481,6 +481,16 @@ def test_a_slice_in_steps_becomes_a_gather(net: Any, halve: Halve) -> None:
     assert [n.op for n in outcome.cut.graph.nodes] == ["Conv", "Gather", "Slice", "Conv"]
 
 
+def test_a_slice_in_steps_along_two_axes(net: Any, halve: Halve) -> None:
+    n = net("N", 4)
+    a, b = (n.op("MatMul", "x", n.normal(4, 16)) for _ in range(2))
+    outer = n.op("Mul", n.op("Unsqueeze", a, n.ints(2)), n.op("Unsqueeze", b, n.ints(1)))
+    bounds = [n.ints(*v) for v in ([0, 0], [16, 16], [1, 2], [2, 2])]
+    y = n.op("MatMul", n.op("Slice", outer, *bounds), n.normal(8, 5))
+    outcome = halve(n.model(n.op("ReduceSum", y, n.ints(1), keepdims=0)))
+    assert [node.op for node in outcome.cut.graph.nodes].count("Gather") == 2
+
+
 def test_sizes_that_are_spelled_out_are_corrected(zoo: dict[str, Callable[[], onnx.ModelProto]], halve: Halve) -> None:
     cut = halve(zoo["shuffled"]()).cut
     shapes = {n.name: n.inputs[1].values.tolist() for n in cut.graph.nodes if n.op in ("Split", "Reshape")}

@@ -85,6 +85,32 @@ def test_alignment_to_the_target_leaves_small_layers_something_to_give(net: Any)
         assert [counts(result).get(f"Conv{2 * i}", [8, 8])[1] for i in range(1, 6)] == expected
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_what_is_added_behind_a_product_is_added_once(net: Any, added: bool) -> None:
+    """A MatMul has no bias: repairs add behind it, each what is missing after the one before."""
+    n = net("N", 8)
+    y = n.op("MatMul", "x", n.normal(8, 32))
+    for _ in range(2):
+        y = n.op("MatMul", n.relu(n.op("Add", y, n.normal(32)) if added else y), n.normal(32, 32))
+    model = n.model(n.op("MatMul", n.relu(y), n.normal(32, 4)))
+    deviations = []
+    for steps in (1, 3):
+        small, result = prune(model, Prune(ratio=0.5, align=4, steps=steps), samples=200)
+        feed = next(iter(open_dataset(None, small.inputs, samples=64, seed=1).batches(64)))
+        (got,), (wanted,) = (Session(m).run(feed).values() for m in (small, Model.from_proto(model)))
+        deviations.append(float(np.square(got - wanted).sum() / np.square(wanted).sum()))
+        assert len(counts(result)) == 2
+    assert deviations[1] < 1.5 * deviations[0] < 0.75
+
+
+def test_dead_channels_are_no_reason_to_remove_others(net: Any) -> None:
+    n = net("N", 16)
+    y = n.relu(n.op("Gemm", "x", n.normal(16, 64), n.constant(np.where(np.arange(64) < 52, -100.0, 0.0))))
+    model = n.model(n.dense(n.relu(n.dense(y, 64, 32)), 32, 4))
+    _, result = prune(model, Prune(macs="-50%", keep_ends=False), samples=128)
+    assert next(iter(counts(result).values())) == [64, 16]
+
+
 def test_counts_off_the_fast_layout_are_told(zoo: Zoo) -> None:
     _, result = prune(zoo["plain"](), Prune(ratio=0.3, align=1, repair=False))
     (note,) = list(result.figures["notes"])  # type: ignore[arg-type]  # a list of texts
@@ -441,6 +467,7 @@ def test_half_precision(net: Any) -> None:
         ("prune:scope=outer", "scope"),
         ("prune:criterion=l3", "criterion"),
         ("prune:layers=true", "layers=true needs a budget: macs, params, size or latency"),
+        ("prune:macs=-30%:layers=true:criterion=l1", "layers=true weighs blocks .* it needs criterion=obs"),
         ("prune:ratio=0.5:layers=true", "layers=true needs a budget: macs, params, size or latency"),
     ],
 )
