@@ -50,9 +50,10 @@ def test_this_machine() -> None:
         (ARM, "Raspberry Pi 5 Model B", ["asimd", "asimdhp", "asimddp"]),
     ],
 )
-def test_processors(text: str, name: str, instructions: list[str]) -> None:
+def test_processors(text: str, name: str, instructions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._cpu_name(text) == name
-    assert sorted(module._instructions(text)) == sorted(instructions)
+    monkeypatch.setattr(module, "_read", lambda path: text)
+    assert sorted(module.instructions()) == sorted(instructions)
 
 
 def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
