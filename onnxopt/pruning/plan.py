@@ -126,6 +126,11 @@ class Planner:
             if k == len(block.classes):
                 held |= dict.fromkeys(block.classes.tolist(), _SPARED)
         gone = [p.order[: p.gone[state]] for p, state in zip(paths, states, strict=True)]
+        if settings.criterion == "obs" and blocks:
+            # Now that it is known how many go, which do is judged on all samples, those of the probe too.
+            goals = [b._replace(levels=b.levels[b.levels >= k]) for b, k in zip(blocks, kept, strict=True)]
+            again = selection.by_data(model, coupling, [g for g in goals if g.most], score, context, settings.samples)
+            gone = [p.order for p in again]
         before = self._way[-1][1] if self._way else 0.0
         curve = [*self._way, *((c / self.full, before + error) for c, error in way)]
         if reach:
