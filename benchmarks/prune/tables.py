@@ -34,8 +34,8 @@ and one thread, and is judged by one scorer on other samples. Nothing is trained
 setting that leaves as few MACs more than asked as it can: never fewer.
 
 A cell is the accuracy lost, in points, and the time of the whole model over that of the pruned one. In brackets: saves
-less than {ENOUGH:.0%} of what was asked, and takes no part. Empty cells were not run, those without a speed not timed. Speeds below 1.1 apart, and seconds, are
-rough."""
+less than {ENOUGH:.0%} of what was asked, and takes no part. Empty cells were not run, those without a speed not timed.
+Speeds below 1.1 apart, and seconds, are rough."""
 
 
 def one_budget(rows: Sequence[Row]) -> str:
