@@ -52,7 +52,7 @@ def round_weights(weight: Floats, gram: Floats, largest: int = 127) -> Floats:
 
 def _one_by_one(weight: Floats, gram: Floats, largest: int) -> Floats:
     """Round (..., inputs, outputs) from the last input to the first, each to make good for those behind it."""
-    root = _root(gram)
+    root = lower_root(gram)
     share = (root / np.diagonal(root, axis1=-2, axis2=-1)[..., None, :]).swapaxes(-1, -2)
     steps, error = np.empty_like(weight), np.empty_like(weight)
     for end in range(weight.shape[-2], 0, -_BLOCK):
@@ -84,7 +84,7 @@ def _descend(weight: Floats, steps: Floats, gram: Floats, largest: int) -> Float
     return steps
 
 
-def _root(gram: Floats) -> Floats:
+def lower_root(gram: Floats) -> Floats:
     """The lower triangular L with L L^T = gram; where gram has none, that of the next matrix that does."""
     width = gram.shape[-1]
     mean = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / max(width, 1)

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.numerics.least_squares import Floats
+from onnxopt.numerics.rounding import lower_root
 
 Mask = npt.NDArray[np.bool_]
 
@@ -38,8 +39,6 @@ _BLOCK = 64
 _PULL, _HARDER, _ROUNDS = 0.02, 1.12, 50
 _STEPS = 100
 _SOLVED = 1e-10
-# Of the mean diagonal: without it second moments that rounding has made indefinite have no root.
-_FLOOR = 1e-9
 
 
 class Runs(NamedTuple):
@@ -143,14 +142,5 @@ def settle(weight: Floats, gram: Floats, mask: Mask) -> Floats:
 
 
 def _root(gram: Floats) -> Floats:
-    """The upper triangular R with R R^T = gram; where gram has none, that of the next matrix that does."""
-    width = gram.shape[-1]
-    mean = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / max(width, 1)
-    added = np.where(mean > 0, mean, 1.0) * np.eye(width)
-    floor = _FLOOR
-    while True:
-        try:
-            lower = np.linalg.cholesky((gram + floor * added)[..., ::-1, ::-1])
-            return np.asarray(lower[..., ::-1, ::-1], np.float64)
-        except np.linalg.LinAlgError:
-            floor *= 100
+    """The upper triangular R with R R^T = gram."""
+    return np.asarray(lower_root(gram[..., ::-1, ::-1])[..., ::-1, ::-1])

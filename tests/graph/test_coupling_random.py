@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -159,31 +160,45 @@ UNARY = (
 )  # fmt: skip
 TAMED = ("Acos", "Asin", "Atanh", "Cosh", "Exp", "Sinh", "Tan")
 OF_POSITIVE = ("Acosh", "Log", "Reciprocal", "Sqrt")
-for _op in UNARY:
-    STEPS[_op] = lambda p, op=_op: p.op(op, p.x)  # type: ignore[misc]
-for _op in TAMED:
-    STEPS[_op] = lambda p, op=_op: p.op(op, p.tame())  # type: ignore[misc]
-for _op in OF_POSITIVE:
-    STEPS[_op] = lambda p, op=_op: p.op(op, p.positive())  # type: ignore[misc]
-for _op in ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum"):
-    STEPS[f"{_op} of two"] = lambda p, op=_op: p.op(op, p.x, p.partner()) if p.partner() else None  # type: ignore[misc]
-    STEPS[f"{_op} of a row"] = lambda p, op=_op: p.op(op, p.row(), p.x)  # type: ignore[misc]
-for _op in ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
-            "ReduceSumSquare"):  # fmt: skip
-    STEPS[_op] = lambda p, op=_op: p.op(op, p.x, p.ints(p.axis), keepdims=int(p.rank < 3))  # type: ignore[misc]
-    STEPS[f"{_op} spread"] = lambda p, op=_op: p.op("Sub", p.x, p.op(op, p.x, p.ints(p.axis)))  # type: ignore[misc]
-for _op in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"):
-    STEPS[_op] = lambda p, op=_op: p.op("Where", p.op(op, p.x, p.row()), p.x, p.row(1))  # type: ignore[misc]
-for _op in ("And", "Or", "Xor"):
-    STEPS[_op] = lambda p, op=_op: p.op(  # type: ignore[misc]
-        "Cast", p.op("Not", p.op(op, p.op("Less", p.x, p.row()), p.op("IsNaN", p.x))), to=FLOAT
-    )
-for _op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
-    STEPS[_op] = lambda p, op=_op: p.op(  # type: ignore[misc]
+Of: TypeAlias = Callable[[Plant, str], str | None]
+
+
+def _of(function: Of, op: str, p: Plant) -> str | None:
+    return function(p, op)
+
+
+def each(ops: Iterable[str], function: Of, kind: str = "") -> None:
+    """The same step with each of these operators."""
+    for op in ops:
+        STEPS[f"{op}{kind}"] = partial(_of, function, op)
+
+
+MIXING = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum")
+REDUCING = (
+    "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+each(UNARY, lambda p, op: p.op(op, p.x))
+each(TAMED, lambda p, op: p.op(op, p.tame()))
+each(OF_POSITIVE, lambda p, op: p.op(op, p.positive()))
+each(MIXING, lambda p, op: p.op(op, p.x, p.partner()) if p.partner() else None, " of two")
+each(MIXING, lambda p, op: p.op(op, p.row(), p.x), " of a row")
+each(REDUCING, lambda p, op: p.op(op, p.x, p.ints(p.axis), keepdims=int(p.rank < 3)))
+each(REDUCING, lambda p, op: p.op("Sub", p.x, p.op(op, p.x, p.ints(p.axis))), " spread")
+each(
+    ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"),
+    lambda p, op: p.op("Where", p.op(op, p.x, p.row()), p.x, p.row(1)),
+)
+each(
+    ("And", "Or", "Xor"),
+    lambda p, op: p.op("Cast", p.op("Not", p.op(op, p.op("Less", p.x, p.row()), p.op("IsNaN", p.x))), to=FLOAT),
+)
+each(
+    ("BitwiseAnd", "BitwiseOr", "BitwiseXor"),
+    lambda p, op: p.op(
         "Cast", p.op("BitwiseNot", p.op(op, p.op("Cast", p.x, to=6), p.constant(5, np.int32))), to=FLOAT
-    )
-for _op in ("Softmax", "LogSoftmax", "Hardmax"):
-    STEPS[_op] = lambda p, op=_op: p.op(op, p.x, axis=p.axis)  # type: ignore[misc]
+    ),
+)
+each(("Softmax", "LogSoftmax", "Hardmax"), lambda p, op: p.op(op, p.x, axis=p.axis))
 
 
 @step
