@@ -51,3 +51,9 @@ class PassError(OnnxOptError):
     """A pass broke the graph; the step's name and the broken rule are in the message."""
 
     exit_code: ClassVar[int] = 1
+
+
+class TargetError(OnnxOptError):
+    """A target that is required cannot be used from here, or what a target needs cannot be set up."""
+
+    exit_code: ClassVar[int] = 4

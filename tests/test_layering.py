@@ -13,13 +13,14 @@ MAY_IMPORT = {
     "graph": set(),
     "data": {"graph", "numerics"},
     "runtime": {"graph", "numerics"},
+    "targets": {"runtime", "graph", "numerics"},
     "report": {"graph", "numerics", "runtime"},
     "core": {"report", "data", "runtime", "graph", "numerics"},
     "quantization": {"core", "data", "runtime", "graph", "numerics"},
     "pruning": {"core", "data", "runtime", "graph", "numerics"},
-    "check": {"pruning", "core", "report", "data", "runtime", "graph", "numerics"},
+    "check": {"pruning", "targets", "core", "report", "data", "runtime", "graph", "numerics"},
     "passes": {"quantization", "pruning", "core", "data", "runtime", "graph", "numerics"},
-    "cli": {"job", "check", "quantization", "core", "report", "data", "runtime", "graph", "numerics", ""},
+    "cli": {"job", "check", "targets", "quantization", "core", "report", "data", "runtime", "graph", "numerics", ""},
 }
 OPEN_TO_ALL = {"errors", "progress", "spelling"}
 

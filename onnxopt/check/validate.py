@@ -19,6 +19,7 @@ from onnxopt.graph.signature import Array, Feed
 from onnxopt.progress import Track, silent
 from onnxopt.report.report import Latency, Validation
 from onnxopt.runtime.audit import Audit, is_quantized
+from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.local import run_in_child
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
@@ -121,7 +122,8 @@ def _memory(
 ) -> tuple[tuple[int | None, int | None], list[str]]:
     """What each model adds to a process at most. Not known is not fatal: both ran here."""
     try:
-        runs = [run_in_child(path, feed, threads=threads) for path in track(paths, "measure memory")]
+        jobs = [Job(models=(path,), feeds=(feed,), threads=threads, keep=False) for path in paths]
+        runs = [run_in_child(job) for job in track(jobs, "measure memory")]
     except (ExecutionError, OSError) as error:
         return (None, None), [f"peak memory not measured: {error}"]
     return (runs[0].memory_bytes, runs[1].memory_bytes), []

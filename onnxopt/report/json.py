@@ -30,8 +30,8 @@ _NOT_IN_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 def to_json(report: Report) -> dict[str, Any]:
     """The report as values that ``json.dumps(..., allow_nan=False)`` takes."""
     content = {"schema": SCHEMA, **_plain(report)}
-    order = ("schema", "verdict", "versions", "machine", "input", "output", "passes", "validation", "gates", "notes")
-    return {key: content[key] for key in order}
+    order = "schema verdict versions machine input output passes validation targets gates notes"
+    return {key: content[key] for key in order.split()}
 
 
 def from_json(content: Mapping[str, Any]) -> Report:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 SCHEMA = "onnxopt-report-1"
 
 Verdict: TypeAlias = Literal["accepted", "rejected", "forced", "not validated", "not judged"]
+TargetStatus: TypeAlias = Literal["passed", "failed", "not checked"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,61 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """What would help, and what it costs."""
+
+    what: str
+    price: str
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a model answers otherwise on a target: a short name, what happens, and what would help."""
+
+    name: str
+    why: str
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """The candidate on one target. None: not measured, or it could not be told.
+
+    ``status`` is "passed", "failed" or "not checked", ``why`` says so in a line. Quality is against the float original,
+    which runs natively: ``sqnr_db`` of the worst output, ``agreement`` of the top answers, ``accuracy`` where there are
+    labels; the same of the candidate run natively in ``native_*``. Parity is the candidate there against the candidate
+    here: ``parity_db`` (infinite: equal bits), ``parity_agreement``, and ``parity_error``, the largest difference.
+    Times in milliseconds of one run, original and candidate in turn, only where the target's clock means something.
+    ``instructions`` are those that one run takes, an estimate of cost. ``departure`` names the first layer whose
+    result is another there.
+    """
+
+    target: str
+    how: str
+    status: TargetStatus
+    why: str
+    samples: int = 0
+    sqnr_db: float | None = None
+    native_sqnr_db: float | None = None
+    agreement: float | None = None
+    native_agreement: float | None = None
+    accuracy: float | None = None
+    native_accuracy: float | None = None
+    parity_db: float | None = None
+    parity_agreement: float | None = None
+    parity_error: float | None = None
+    latency_ms: float | None = None
+    latency_reference_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    instructions: int | None = None
+    departure: str | None = None
+    causes: tuple[Cause, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class GateResult:
     """One gate: what was demanded, what was measured, whether it holds (None: nothing to measure it on)."""
 
@@ -109,7 +165,10 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a run has to say. ``notes`` are lines for the reader: order changed, data synthetic, and the like."""
+    """All that a run has to say. ``notes`` are lines for the reader: order changed, data synthetic, and the like.
+
+    ``validation`` is of this machine, ``targets`` of the processors that the model was run on besides.
+    """
 
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
@@ -118,5 +177,6 @@ class Report:
     input: FileInfo | None = None
     output: FileInfo | None = None
     validation: tuple[Validation, ...] = ()
+    targets: tuple[TargetResult, ...] = ()
     gates: tuple[GateResult, ...] = ()
     verdict: Verdict = "not judged"

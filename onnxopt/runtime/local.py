@@ -1,109 +1,80 @@
-"""Run a model on this machine in a clean process of its own: what it needs is then not mixed with what we need."""
+"""Run a job on this machine in a clean process of its own: what it needs is then not mixed with what we need."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from onnxopt.errors import ExecutionError
-from onnxopt.graph.signature import Array, Feed
 from onnxopt.runtime import runner
+from onnxopt.runtime.exchange import Answer, Job, answer_of, pack, unpack
 
 # What a process may need to start at all; nothing else of the user's environment goes along.
 _KEPT = ("HOME", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
 _SET = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
+def _packages() -> tuple[str, ...]:
+    """Where we found what the runner needs, should Python not find it by itself there."""
+    found = (find_spec(name) for name in ("numpy", "onnxruntime"))
+    return tuple(sorted({str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the runner is started: ``command`` before its path, where it finds packages, and more of an environment.
+
+    ``where`` names the place in errors: "in a process of its own", "on arm64-cortex-a53".
+    """
+
+    command: tuple[str, ...] = (sys.executable, "-I")
+    packages: tuple[str, ...] = field(default_factory=_packages)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    where: str = "in a process of its own"
+
+
 @dataclass(frozen=True)
-class ChildRun:
-    """A run in a process of its own. Times in seconds; ``sha256`` of each output by name.
+class Output:
+    """An answer, and what the process wrote to its standard error."""
 
-    ``memory_bytes`` is what loading and running the model added at most to the process, ``peak_bytes`` all that the
-    process held; None where the system does not tell.
+    answer: Answer
+    stderr: str
+
+
+def run_in_child(job: Job, launch: Launch | None = None) -> Answer:
+    """Run a job in a new process.
+
+    Raises ExecutionError when a model does not load or run, the process crashes, is killed, or takes longer than
+    ``job.timeout_s``.
     """
-
-    load_s: float
-    run_s: tuple[float, ...]
-    sha256: Mapping[str, str]
-    memory_bytes: int | None
-    peak_bytes: int | None
+    return call(job, launch or Launch()).answer
 
 
-def run_in_child(model: str | Path, feed: Feed, *, threads: int = 1, runs: int = 1, timeout_s: float = 120) -> ChildRun:
-    """Load a model file in a new process and run it on a feed.
-
-    Raises ExecutionError when it does not load or run, crashes, is killed, or takes longer than ``timeout_s``.
-    """
+def call(job: Job, launch: Launch) -> Output:
+    """The same, with what the process said beside its answer."""
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
-        arrays = [_plain(value, name) for name, value in feed.items()]
-        np.savez(Path(folder) / "feeds.npz", *arrays)
-        request = {
-            "protocol": runner.PROTOCOL,
-            "model": str(Path(model).resolve()),
-            "feeds": "feeds.npz",
-            "inputs": list(feed),
-            "threads": threads,
-            "runs": runs,
-            "path": _packages(),
-        }
-        file = Path(folder) / "request.json"
-        file.write_text(json.dumps(request), encoding="utf-8")
-        answer = _call([sys.executable, "-I", runner.__file__, str(file)], folder, timeout_s)
-    peak, baseline = answer["peak_bytes"], answer["baseline_bytes"]
-    memory = None if peak is None or baseline is None else max(peak - baseline, 0)
-    return ChildRun(answer["load_s"], tuple(answer["run_s"]), answer["sha256"], memory, peak)
+        request = pack(job, Path(folder), [str(Path(m).resolve()) for m in job.models], launch.packages)
+        done = _process([*launch.command, runner.__file__, str(request)], folder, launch, job.timeout_s)
+        said = answer_of(done.stdout, done.stderr, done.returncode, launch.where)
+        return Output(unpack(said, Path(folder), launch.where), done.stderr.decode("utf-8", "replace"))
 
 
-def _call(command: list[str], folder: str, timeout_s: float) -> dict[str, Any]:
-    """The answer of the runner. It is killed when its time is over."""
-    environment = {k: os.environ[k] for k in _KEPT if k in os.environ} | _SET
+def _process(
+    command: Sequence[str], folder: str, launch: Launch, timeout_s: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command; it is killed when its time is over."""
+    environment = {k: os.environ[k] for k in _KEPT if k in os.environ} | _SET | dict(launch.environment)
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        raise ExecutionError(f"the model ran longer than {timeout_s:g} s in a process of its own") from None
+        raise ExecutionError(f"the model ran longer than {timeout_s:g} s {launch.where}") from None
     except OSError as error:
         raise ExecutionError(f"cannot start a process to run the model in: {error.strerror}") from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        hint = "; is there enough memory?" if name == "SIGKILL" else ""
-        raise ExecutionError(f"the process that ran the model was ended by {name}{hint}")
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    try:
-        answer = json.loads(lines[-1])
-        failed = not answer["ok"]
-    except (IndexError, ValueError, TypeError, KeyError):
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = said[-1][:200] if said else f"exit code {done.returncode}"
-        raise ExecutionError(f"the process that ran the model gave no answer: {reason}") from None
-    if failed:
-        reason = " ".join(str(answer.get("error", "")).split())[:300]
-        raise ExecutionError(f"the model failed to {answer.get('stage')} in a process of its own: {reason}")
-    return dict(answer)
-
-
-def _packages() -> list[str]:
-    """Where we found what the runner needs, should Python not find it by itself there."""
-    found = (find_spec(name) for name in ("numpy", "onnxruntime"))
-    return sorted({str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin})
-
-
-def _plain(value: Array, name: str) -> Array:
-    """As an .npz without pickles can hold it. Raises ExecutionError for types that numpy alone does not know."""
-    if value.dtype == object:
-        return value.astype(str)
-    if value.dtype.kind == "V":
-        raise ExecutionError(f"the input '{name}' of type {value.dtype} cannot be handed to another process")
-    return value

@@ -59,6 +59,11 @@ def instructions() -> list[str]:
     return [name for name in _INSTRUCTIONS if name in have]
 
 
+def architecture() -> str:
+    """``x86-64``, ``arm64``, or what the system calls it."""
+    return {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
 def _memory() -> int | None:
     match = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None

@@ -1,34 +1,45 @@
-"""Run one model in a process of its own, and say what that took. Needs only onnxruntime, numpy, and Python 3.8.
+"""Run models in a process of their own, and say what that took. Needs only onnxruntime, numpy, and Python 3.8.
 
     python runner.py REQUEST.json
 
 The request (paths in it are relative to its folder):
-    protocol  1
-    model     path of the model
-    feeds     path of an .npz: "arr_0" is for the first of ``inputs``, "arr_1" for the second, ...
-    inputs    names of the inputs
-    threads   threads for one operator
-    runs      how often to run
-    path      folders to look for packages in, after Python's own
+    protocol   2
+    models     paths of models that take the same feeds; none: only say what is here
+    feeds      path of an .npz: "i.j" is what feed i has for the input j of ``inputs``
+    inputs     names of the inputs
+    count      how many feeds there are
+    outputs    path of an .npz to write: "m.i.j" is what model m gives for feed i as its output j; or null
+    threads    threads for one operator
+    runs       how often each model runs on each feed; several models take turns
+    optimize   whether ONNX Runtime may rewrite the graphs
+    providers  execution providers, the most wanted first
+    settings   entries of the session's configuration
+    mark       whether to call getpgid(0x5EED) before and after the last run, for a counter of instructions to see
+    path       folders to look for packages in, after Python's own
 
-Prints one line of JSON. With ``ok`` true: protocol, onnxruntime (its version), load_s, run_s (one per run), sha256 of
-each output by name (of its type, shape and bytes), baseline_bytes (memory with packages and feeds loaded, but no model)
-and peak_bytes; both null where the system does not tell. With ``ok`` false: ``stage`` (request, import, feeds, load
-or run) and ``error``; the exit code is then 1.
+Prints one line of JSON. With ``ok`` true: protocol, versions of onnxruntime, numpy and python, machine, the providers
+that are here and those used by each model, load_s of each model, run_s (for each model one per run), names of the
+outputs of each model, sha256 of each model's outputs by name for each feed (of their type, shape and bytes), unsaved
+(outputs whose type an .npz cannot hold), baseline_bytes (memory with packages and feeds loaded, but no model) and
+peak_bytes; both null where the system does not tell. With ``ok`` false: ``stage`` (request, import, feeds, load, run or
+outputs) and ``error``; the exit code is then 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import sys
 import time
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 
-PROTOCOL = 1
+PROTOCOL = 2
+MARK = 0x5EED
 
 
 def main(path: str) -> int:
@@ -51,50 +62,117 @@ def main(path: str) -> int:
 
 
 def run(request: dict[str, Any], folder: str, answer: dict[str, Any]) -> None:
-    """Load the model, run it, and put into the answer what that took; ``stage`` says how far it came."""
+    """Load the models, run them, and put into the answer what that took; ``stage`` says how far it came."""
     import numpy as np
     import onnxruntime as ort
 
-    answer["onnxruntime"] = ort.__version__
+    answer.update(onnxruntime=ort.__version__, numpy=np.__version__, python=platform.python_version())
+    answer.update(machine=platform.machine(), providers=ort.get_available_providers())
+    if not request["models"]:
+        return
     answer["stage"] = "feeds"
     with np.load(os.path.join(folder, request["feeds"]), allow_pickle=False) as arrays:
-        feed = {name: arrays[f"arr_{i}"] for i, name in enumerate(request["inputs"])}
+        feeds = [
+            {name: arrays[f"{i}.{j}"] for j, name in enumerate(request["inputs"])} for i in range(request["count"])
+        ]
+    answer["stage"] = "load"
+    answer["baseline_bytes"] = resident()
+    answer["load_s"] = []
+    sessions = []
+    for model in request["models"]:
+        started = time.perf_counter()
+        sessions.append(load(ort, os.path.join(folder, model), request))
+        answer["load_s"].append(time.perf_counter() - started)
+    answer["used"] = [session.get_providers() for session in sessions]
+    answer["stage"] = "run"
+    found = work(sessions, feeds, request, answer)
+    answer["peak_bytes"] = peak()
+    answer["stage"] = "outputs"
+    names = [[o.name for o in session.get_outputs()] for session in sessions]
+    answer["names"] = names
+    answer["sha256"] = [
+        [{name: digest(np, value) for name, value in zip(of, values)} for values in each]  # noqa: B905  # 3.8 has no strict=
+        for of, each in zip(names, found)  # noqa: B905
+    ]
+    store(np, found, request, folder, answer)
+
+
+def load(ort: Any, path: str, request: dict[str, Any]) -> Any:
+    """A session as the request wants it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    answer["stage"] = "load"
-    answer["baseline_bytes"] = resident()
-    started = time.perf_counter()
-    session = ort.InferenceSession(os.path.join(folder, request["model"]), options, providers=["CPUExecutionProvider"])
-    answer["load_s"] = time.perf_counter() - started
-    answer["stage"] = "run"
-    names = [o.name for o in session.get_outputs()]
-    answer["run_s"] = []
-    for _ in range(request["runs"]):
-        started = time.perf_counter()
-        values = session.run(names, feed)
-        answer["run_s"].append(time.perf_counter() - started)
-    answer["peak_bytes"] = peak()
-    answer["sha256"] = {name: digest(np, value) for name, value in zip(names, values)}  # noqa: B905  # Python 3.8 has no strict=
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if request["optimize"] else level.ORT_DISABLE_ALL
+    for key, value in request["settings"].items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(path, options, providers=request["providers"])
+
+
+def work(sessions: list[Any], feeds: list[Any], request: dict[str, Any], answer: dict[str, Any]) -> list[list[Any]]:
+    """What each model gives for each feed in its first run; the times of all runs go into the answer."""
+    found: list[list[Any]] = [[] for _ in sessions]
+    times: list[list[float]] = [[] for _ in sessions]
+    for i, feed in enumerate(feeds):
+        for turn in range(request["runs"]):
+            last = request["mark"] and i == len(feeds) - 1 and turn == request["runs"] - 1
+            for session, outputs, took in zip(sessions, found, times):  # noqa: B905
+                mark(last)
+                started = time.perf_counter()
+                values = session.run(None, feed)
+                took.append(time.perf_counter() - started)
+                mark(last)
+                if turn == 0:
+                    outputs.append(values)
+    answer["run_s"] = times
+    return found
+
+
+def mark(wanted: bool) -> None:
+    """A system call that does nothing, but that an emulator can see."""
+    if wanted:
+        with contextlib.suppress(OSError):
+            os.getpgid(MARK)
+
+
+def store(
+    np: Any,
+    found: list[list[Any]],
+    names: list[list[str]],
+    request: dict[str, Any],
+    folder: str,
+    answer: dict[str, Any],
+) -> None:
+    """Write the outputs as an .npz, those that fit into one."""
+    answer["unsaved"] = []
+    if request["outputs"] is None:
+        return
+    arrays = {}
+    for m, each in enumerate(found):
+        for i, values in enumerate(each):
+            for j, value in enumerate(values):
+                if not isinstance(value, np.ndarray) or value.dtype.kind == "V":
+                    answer["unsaved"].append(answer["names"][m][j])
+                else:
+                    arrays[f"{m}.{i}.{j}"] = value.astype(str) if value.dtype == object else value
+    np.savez(os.path.join(folder, request["outputs"]), **arrays)
 
 
 def digest(np: Any, value: Any) -> str:
     """SHA-256 of an output."""
     if not isinstance(value, np.ndarray):
         return hashlib.sha256(repr(value).encode()).hexdigest()
-    content = repr(value.tolist()).encode() if value.dtype == object else np.ascontiguousarray(value).tobytes()
-    head = f"{value.dtype} {list(value.shape)}\n"
+    text = value.dtype.kind in "OU"
+    content = repr(value.tolist()).encode() if text else np.ascontiguousarray(value).tobytes()
+    head = f"{'text' if text else value.dtype} {list(value.shape)}\n"
     return hashlib.sha256(head.encode() + content).hexdigest()
 
 
 def resident() -> int | None:
     """Memory now, in bytes. Where the peak can be set back to it, it is."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
     return status("VmRSS:") or peak()
 
 

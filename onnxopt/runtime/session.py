@@ -101,6 +101,11 @@ class Session:
         return {name: np.asarray(feed[name]) if name in self._inputs else found[name] for name in self.outputs}
 
 
+def providers() -> tuple[str, ...]:
+    """The execution providers of the installed ONNX Runtime."""
+    return tuple(ort.get_available_providers())
+
+
 def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> onnx.ModelProto:
     """The same model with more tensors made visible; ONNX Runtime finds their types itself."""
     if outputs is not None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.errors import ExecutionError
-from onnxopt.runtime import local, runner
-from onnxopt.runtime.local import run_in_child
+from onnxopt.runtime import runner
+from onnxopt.runtime.exchange import Job, pack, unpack
+from onnxopt.runtime.local import Launch, run_in_child
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]> '
 X = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -36,10 +38,14 @@ def relu(tmp_path: Path) -> Path:
 
 
 def test_a_run(relu: Path) -> None:
-    found = run_in_child(relu, X, runs=3)
-    assert len(found.run_s) == 3
-    assert all(0 < t < 5 for t in (*found.run_s, found.load_s))
-    assert found.sha256 == {"y": runner.digest(np, X["x"]), "s": runner.digest(np, np.array([2, 3]))}
+    found = run_in_child(Job(models=(relu,), feeds=[X], runs=3))
+    (run,) = found.runs
+    assert len(run.run_s) == 3
+    assert all(0 < t < 5 for t in (*run.run_s, run.load_s))
+    assert run.sha256 == ({"y": runner.digest(np, X["x"]), "s": runner.digest(np, np.array([2, 3]))},)
+    np.testing.assert_array_equal(run.outputs[0]["y"], X["x"])
+    assert run.outputs[0]["s"].tolist() == [2, 3]
+    assert run.providers == ("CPUExecutionProvider",)
     assert found.memory_bytes is not None
     assert found.peak_bytes is not None
     assert 0 <= found.memory_bytes < found.peak_bytes < 500e6
@@ -58,7 +64,7 @@ def test_memory_is_the_models_own(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     ballast = np.ones(300_000_000, np.uint8)
-    found = run_in_child(path, {"x": np.zeros((1, 2500), np.float32)})
+    found = run_in_child(Job(models=(path,), feeds=[{"x": np.zeros((1, 2500), np.float32)}], keep=False))
     assert found.memory_bytes is not None
     assert found.peak_bytes is not None
     assert 40e6 < found.memory_bytes < 200e6
@@ -69,30 +75,37 @@ def test_text_inputs(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     onnx.save(onnx.parser.parse_model(HEAD + "g (string[N] x) => (string[N] y) { y = Identity (x) }"), path)
     text = np.array(["one", "two"], object)
-    assert run_in_child(path, {"x": text}).sha256 == {"y": runner.digest(np, text)}
+    (run,) = run_in_child(Job(models=(path,), feeds=[{"x": text}])).runs
+    assert run.sha256 == ({"y": runner.digest(np, text)},)
+    assert run.outputs[0]["y"].tolist() == ["one", "two"]
 
 
 def test_types_that_do_not_travel() -> None:
     value = np.zeros(3, np.dtype("V2"))
     with pytest.raises(ExecutionError, match=r"the input 'x' of type .*V2 cannot be handed to another process"):
-        run_in_child("none.onnx", {"x": value})
+        run_in_child(Job(models=(Path("none.onnx"),), feeds=[{"x": value}]))
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "no.onnx"
     path.write_bytes(b"no")
     with pytest.raises(ExecutionError, match=r"the model failed to load in a process of its own: .*"):
-        run_in_child(path, X)
+        run_in_child(Job(models=(path,), feeds=[X]))
 
 
 def test_a_feed_that_does_not_fit(relu: Path) -> None:
     with pytest.raises(ExecutionError, match=r"the model failed to run in a process of its own: .*"):
-        run_in_child(relu, {"x": np.zeros((2, 4), np.float32)})
+        run_in_child(Job(models=(relu,), feeds=[{"x": np.zeros((2, 4), np.float32)}]))
 
 
 def test_too_slow(relu: Path) -> None:
     with pytest.raises(ExecutionError, match=r"the model ran longer than 0\.01 s"):
-        run_in_child(relu, X, timeout_s=0.01)
+        run_in_child(Job(models=(relu,), feeds=[X], timeout_s=0.01))
+
+
+def started(program: str) -> Launch:
+    """A program in place of Python and the runner."""
+    return Launch(command=(sys.executable, "-c", program))
 
 
 @pytest.mark.parametrize(
@@ -103,26 +116,58 @@ def test_too_slow(relu: Path) -> None:
         ("import sys; sys.exit('no room')", "gave no answer: no room"),
         ("print('hello')", "gave no answer: exit code 0"),
         ("print('{}')", "gave no answer: exit code 0"),
+        ("print('{\"ok\": true}')", "what came back from the process in a process of its own is damaged"),
     ],
 )
-def test_crashes_have_names(tmp_path: Path, program: str, message: str) -> None:
+def test_crashes_have_names(program: str, message: str) -> None:
     with pytest.raises(ExecutionError, match=message.replace("?", r"\?")):
-        local._call([sys.executable, "-c", program], str(tmp_path), 20)
+        run_in_child(Job(models=(), feeds=[]), started(program))
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="cannot start a process to run the model in: No such file"):
-        local._call([str(tmp_path / "python")], str(tmp_path), 20)
+        run_in_child(Job(models=(), feeds=[]), Launch(command=(str(tmp_path / "python"),)))
 
 
-def test_the_environment_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    program = "import json, os; print(json.dumps({'ok': True, 'env': dict(os.environ)}))"
-    environment = local._call([sys.executable, "-c", program], str(tmp_path), 20)["env"]
-    assert "SECRET" not in environment
-    assert "PYTHONPATH" not in environment
-    assert environment["ORT_DISABLE_TELEMETRY"] == "1"
+    program = (
+        "import os, sys; e = os.environ; "
+        'sys.exit(f\'{sorted(set(e) & {"SECRET", "PYTHONPATH"})} {e["ORT_DISABLE_TELEMETRY"]}\')'
+    )
+    with pytest.raises(ExecutionError, match=r"gave no answer: \[\] 1"):
+        run_in_child(Job(models=(), feeds=[]), started(program))
+
+
+def test_without_models_it_says_what_is_here() -> None:
+    found = run_in_child(Job(models=(), feeds=[]))
+    assert found.onnxruntime == onnxruntime.__version__
+    assert found.numpy == np.__version__
+    assert "CPUExecutionProvider" in found.providers
+    assert found.runs == ()
+
+
+def test_two_models_take_turns_on_every_feed(relu: Path) -> None:
+    feeds = [{"x": sign * X["x"]} for sign in (1, -1)]
+    found = run_in_child(Job(models=(relu, relu), feeds=feeds, runs=2, keep=False))
+    assert [len(run.run_s) for run in found.runs] == [4, 4]
+    assert found.runs[0].sha256 == found.runs[1].sha256
+    assert found.runs[0].sha256[0] != found.runs[0].sha256[1]
+    assert found.runs[0].outputs == ()
+
+
+def test_outputs_that_changed_on_the_way_are_noticed(relu: Path, tmp_path: Path) -> None:
+    said = {
+        **{"onnxruntime": "1", "numpy": "2", "python": "3", "machine": "m", "providers": []},
+        **{"load_s": [0.1], "run_s": [[0.1]], "names": [["y"]], "used": [[]]},
+        "sha256": [[{"y": runner.digest(np, np.zeros(2))}]],
+    }
+    np.savez(tmp_path / "outputs.npz", **{"0.0.0": np.zeros(2)})
+    assert unpack(said, tmp_path, "there").runs[0].outputs[0]["y"].tolist() == [0, 0]
+    np.savez(tmp_path / "outputs.npz", **{"0.0.0": np.ones(2)})
+    with pytest.raises(ExecutionError, match="there is damaged: the output 'y' is not what its SHA-256 says"):
+        unpack(said, tmp_path, "there")
 
 
 def ask(folder: Path, request: dict[str, object]) -> dict[str, object]:
@@ -136,27 +181,15 @@ def ask(folder: Path, request: dict[str, object]) -> dict[str, object]:
 def test_another_protocol_is_refused(tmp_path: Path) -> None:
     answer = ask(tmp_path, {"protocol": 99})
     assert (answer["ok"], answer["stage"]) == (False, "request")
-    assert "this runner speaks protocol 1, not 99" in str(answer["error"])
+    assert "this runner speaks protocol 2, not 99" in str(answer["error"])
 
 
 def test_the_runner_answers_in_one_line(relu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(tmp_path / "feeds.npz", X["x"])
-    request = {
-        "protocol": 1,
-        "model": "relu.onnx",
-        "feeds": "feeds.npz",
-        "inputs": ["x"],
-        "threads": 1,
-        "runs": 2,
-        "path": [],
-    }
-    (tmp_path / "request.json").write_text(json.dumps(request))
+    request = json.loads(pack(Job(models=(), feeds=[X], runs=2), tmp_path, ["relu.onnx"], []).read_text())
     assert runner.main(str(tmp_path / "request.json")) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert sorted(answer) == [
-        *("baseline_bytes", "load_s", "ok", "onnxruntime", "peak_bytes", "protocol", "run_s", "sha256")
-    ]
-    assert (answer["ok"], answer["protocol"], len(answer["run_s"])) == (True, 1, 2)
+    assert (answer["ok"], answer["protocol"], answer["names"]) == (True, 2, [["y", "s"]])
+    assert [len(times) for times in answer["run_s"]] == [2]
     (tmp_path / "request.json").write_text(json.dumps({**request, "feeds": "no.npz"}))
     assert runner.main(str(tmp_path / "request.json")) == 1
     answer = json.loads(capsys.readouterr().out)
@@ -176,7 +209,18 @@ def test_the_runner_travels() -> None:
     tree = ast.parse(source, feature_version=(3, 8))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert imported - {"__future__", "hashlib", "json", "os", "sys", "time", "typing", "resource"} == {
+    assert imported - {
+        "__future__",
+        "contextlib",
+        "hashlib",
+        "json",
+        "os",
+        "platform",
+        "sys",
+        "time",
+        "typing",
+        "resource",
+    } == {
         "numpy",
         "onnxruntime",
     }

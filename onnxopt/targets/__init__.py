@@ -1,0 +1,1 @@
+"""On which processors a model can be run from here, and how."""
