@@ -33,7 +33,7 @@ class Launch:
     ``where`` names the place in errors: "in a process of its own", "on arm64-cortex-a53".
     """
 
-    command: tuple[str, ...] = (sys.executable, "-I")
+    command: tuple[str, ...] = field(default_factory=lambda: (sys.executable, "-I"))
     packages: tuple[str, ...] = field(default_factory=_packages)
     environment: Mapping[str, str] = field(default_factory=dict)
     where: str = "in a process of its own"

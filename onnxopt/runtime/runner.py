@@ -136,14 +136,7 @@ def mark(wanted: bool) -> None:
             os.getpgid(MARK)
 
 
-def store(
-    np: Any,
-    found: list[list[Any]],
-    names: list[list[str]],
-    request: dict[str, Any],
-    folder: str,
-    answer: dict[str, Any],
-) -> None:
+def store(np: Any, found: list[list[Any]], request: dict[str, Any], folder: str, answer: dict[str, Any]) -> None:
     """Write the outputs as an .npz, those that fit into one."""
     answer["unsaved"] = []
     if request["outputs"] is None:

@@ -125,10 +125,10 @@ def test_memory_that_cannot_be_measured_is_a_note(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_disk_leaves_memory_unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "feeds.npz")
 
-    monkeypatch.setattr("onnxopt.runtime.local.np.savez", full)
+    monkeypatch.setattr("onnxopt.runtime.exchange.np.savez", full)
     feed = {"x": np.zeros((1, 8), np.float32)}
     paths = (tmp_path / "a.onnx", tmp_path / "b.onnx")
     said = "peak memory not measured: [Errno 28] No space left on device: 'feeds.npz'"
