@@ -1,7 +1,8 @@
 """The group of commands, and how any of them ends.
 
 Exit codes: 0 good, 1 a gate failed or a pass broke the model (nothing saved), 2 wrong usage or bad input,
-3 a bug in onnxopt itself (``python -X dev -m onnxopt`` shows where), 130 interrupted, 143 terminated.
+3 a bug in onnxopt itself (``python -X dev -m onnxopt`` shows where), 4 a required target is not available,
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnxopt.cli.inspect import inspect
 from onnxopt.cli.optimize import optimize
 from onnxopt.cli.passes import passes
 from onnxopt.cli.sensitivity import sensitivity
+from onnxopt.cli.targets import targets
 from onnxopt.cli.validate import validate
 from onnxopt.errors import OnnxOptError
 
@@ -35,10 +37,11 @@ def commands() -> None:
     onnxopt audit model.onnx
     onnxopt sensitivity model.onnx --data calib.npz
     onnxopt passes
+    onnxopt targets list
     """
 
 
-for command in (optimize, validate, inspect, audit, sensitivity, passes):
+for command in (optimize, validate, inspect, audit, sensitivity, passes, targets):
     commands.add_command(command)
 
 

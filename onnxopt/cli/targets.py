@@ -1,0 +1,51 @@
+"""onnxopt targets"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxopt.cli.options import FILE
+
+
+@click.group()
+def targets() -> None:
+    """The processors that a model can be validated on from this machine.
+
+    \b
+    onnxopt targets list
+    """
+
+
+@targets.command("list")
+@click.option("--report", type=FILE, metavar="FILE", help="Write the list as JSON.")
+def list_(report: Path | None) -> None:
+    """List every target: whether it can run here, and how; if not, why not and what to do.
+
+    \b
+    onnxopt targets list
+    onnxopt targets list --report targets.json
+    """
+    import json
+    from dataclasses import asdict
+
+    from onnxopt.cli.output import console
+    from onnxopt.places import check_places
+    from onnxopt.report.files import write_text
+    from onnxopt.report.tables import table
+    from onnxopt.targets.overview import groups, overview
+
+    check_places([], report=report)
+    lines = overview()
+    if report is not None:
+        found = {"schema": "onnxopt-targets-1", "targets": [asdict(line) for line in lines], "groups": groups()}
+        write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", report)
+    rows = [(line.name, ", ".join(filter(None, (*line.aliases, line.device))), line.how) for line in lines]
+    out = console()
+    out.print(table("", ("target", "also ", "runs here "), [row for row in rows if row[2]]))
+    missing = [(line.name, line.why, line.remedy) for line in lines if not line.available]
+    if missing:
+        out.print(table("Not available here", ("target", "why ", "what to do "), missing))
+    out.print(table("Groups", ("group", "stands for "), [(name, ", ".join(of)) for name, of in groups().items()]))
+    out.print("A real device: ssh://user@host:port?python=python3&threads=4", markup=False)
