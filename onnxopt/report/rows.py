@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from onnxopt.report import words
-from onnxopt.report.report import FileInfo, Report, Validation
+from onnxopt.report.report import FileInfo, Report, TargetResult, Validation
 
 Row = tuple[str, str, str, str]
+# Columns of ``targets``; those that end in a space to the left.
+TARGETS = ("target", "samples", "noise", "agrees", "accuracy", "parity", "speed", "verdict ")
 Skips = Sequence[tuple[str, str]]
 
 
@@ -78,6 +81,66 @@ def comparison(
     for validation in validations:
         rows += _validation(validation, outputs)
     return rows
+
+
+def targets(report: Report) -> list[tuple[str, ...]]:
+    """Cells of ``TARGETS`` for each target, this machine first; none where no other was wanted.
+
+    ``noise`` and ``agrees`` (equal top answers) are against the original, ``parity`` against the candidate here: signal to noise, and the
+    share of equal top answers.
+    """
+    if not report.targets:
+        return []
+    here = [
+        (v.target, str(v.samples), words.decibels(v.sqnr_db), _some(v.agreement), _some(v.accuracy), "")
+        + (f"{v.speedup:.2f} x", "")
+        for v in report.validation
+    ]
+    return here + [_target(t) for t in report.targets]
+
+
+def target_notes(report: Report) -> list[tuple[str, str]]:
+    """(what, line) on each target that failed, was not checked, or needs a word: why, where it departs, the causes."""
+    found = []
+    for t in report.targets:
+        if t.status != "passed" or t.why:
+            found.append((t.target, t.why))
+        if t.status == "failed":
+            if t.departure is not None:
+                found.append(("  departs", f"first in {t.departure}"))
+            for cause in t.causes:
+                found.append((f"  {cause.name}", cause.why))
+                found += [("  remedy", f"{r.what} ({r.price})" if r.price else r.what) for r in cause.remedies]
+    return found
+
+
+def _target(t: TargetResult) -> tuple[str, ...]:
+    if t.sqnr_db is None:
+        return (t.target, *[""] * (len(TARGETS) - 2), t.status)
+    return (
+        t.target,
+        str(t.samples),
+        words.decibels(t.sqnr_db),
+        _some(t.agreement),
+        _some(t.accuracy),
+        _parity(t),
+        f"{t.speedup:.2f} x" if t.speedup is not None else "",
+        t.status,
+    )
+
+
+def _parity(t: TargetResult) -> str:
+    if t.parity_db is None:
+        return ""
+    return words.decibels(t.parity_db) + (f" {100 * (t.parity_agreement or 0.0):.3g} %" if _differs(t) else "")
+
+
+def _differs(t: TargetResult) -> bool:
+    return t.parity_db != math.inf and t.parity_agreement is not None
+
+
+def _some(share: float | None) -> str:
+    return "" if share is None else words.share(share)
 
 
 def verdict(report: Report) -> str:

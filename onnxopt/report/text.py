@@ -17,7 +17,7 @@ from onnxopt.report.cut_text import render_coupling, render_cut
 from onnxopt.report.execution import Execution, Product
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import GateResult, Report, StepReport
-from onnxopt.report.rows import comparison, notes, records, singles, unrepaired, verdict
+from onnxopt.report.rows import TARGETS, comparison, notes, records, singles, target_notes, targets, unrepaired, verdict
 from onnxopt.report.tables import limited, skips_table, table
 
 _STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
@@ -64,6 +64,8 @@ def render(report: Report, *, verbose: bool = False) -> RenderableType:
     if report.input is not None:
         compared = comparison(report.input, report.output, report.validation, outputs=verbose)
         parts.append(table("", ("", "original", "result", " "), compared))
+    if report.targets:
+        parts.append(_targets(report))
     if report.gates:
         parts.append(_gates(report.gates))
     parts += [Text.assemble(("note: ", "yellow"), note) for note in notes(report)]
@@ -148,6 +150,14 @@ def _passes(steps: Iterable[StepReport]) -> RenderableType:
 def _gates(gates: Iterable[GateResult]) -> RenderableType:
     marks = {True: Text("holds", "green"), False: Text("fails", "red"), None: Text("not judged", "yellow")}
     return table("Gates", ("gate", " ", "why "), [(g.name, marks[g.holds], g.why) for g in gates])
+
+
+def _targets(report: Report) -> RenderableType:
+    """How the candidate does on each target, and what there is to say of those where it does not."""
+    styles = {"passed": "green", "failed": "red", "not checked": "yellow"}
+    rows = [(*cells, Text(last, styles.get(last, ""))) for *cells, last in targets(report)]
+    lines = [Text.assemble((f"{what}: ", "bold"), line) for what, line in target_notes(report)]
+    return Group(table("Targets", TARGETS, rows), *lines, *([Text("")] if lines else []))
 
 
 def _operator(o: OperatorCost, total: OperatorCost) -> tuple[str, ...]:
