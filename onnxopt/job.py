@@ -25,6 +25,7 @@ from onnxopt.graph.vocabulary import index_bounds
 from onnxopt.places import check_places
 from onnxopt.progress import Track, silent
 from onnxopt.report.report import FileInfo, Report, Verdict
+from onnxopt.reproduce import command
 from onnxopt.runtime.machine import machine, versions
 from onnxopt.runtime.target import ANY, NATIVE, Target
 
@@ -133,6 +134,9 @@ def optimize(
         report,
         notes=tuple(dict.fromkeys((*report.notes, *test.notes))),
         input=_file_info(original, source, size_bytes, test),
+        reproduce=(
+            command("optimize", source, passes=spec.spell(passes), output=output, data=data, gates=gates, run=options),
+        ),
         verdict="not validated",
     )
     with io.staged(model, output) as staging:
@@ -185,7 +189,8 @@ def judge(
     test = data.open_one(data.data, original, inputs)
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
-    report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1])
+    again = command("validate", reference, candidate, data=data, gates=gates, run=options)
+    report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1], reproduce=(again,))
     return _judged(
         report,
         _runnable(original, files[0], options),

@@ -29,8 +29,8 @@ _NOT_IN_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 def to_json(report: Report) -> dict[str, Any]:
     """The report as values that ``json.dumps(..., allow_nan=False)`` takes."""
-    content = {"schema": SCHEMA, **_plain(report)}
-    order = "schema verdict versions machine input output passes validation targets gates notes"
+    content = {"schema": SCHEMA, **plain(report)}
+    order = "schema verdict versions machine input output passes validation targets gates notes reproduce"
     return {key: content[key] for key in order.split()}
 
 
@@ -62,32 +62,37 @@ def write_json(report: Report, path: str | Path) -> None:
 
 def write_inspection(inspection: Inspection, path: str | Path) -> None:
     """Write what ``onnxopt inspect`` found, all or nothing. Raises OutputError where that cannot be done."""
-    _write({"schema": SCHEMA.replace("report", "inspection"), **_plain(inspection)}, Path(path))
+    _write({"schema": SCHEMA.replace("report", "inspection"), **plain(inspection)}, Path(path))
 
 
 def write_execution(execution: Execution, path: str | Path) -> None:
     """Write what ``onnxopt audit`` found, all or nothing. Raises OutputError where that cannot be done."""
-    _write({"schema": SCHEMA.replace("report", "audit"), **_plain(execution)}, Path(path))
+    _write({"schema": SCHEMA.replace("report", "audit"), **plain(execution)}, Path(path))
 
 
 def write_ranking(ranking: Ranking, path: str | Path) -> None:
     """Write what ``onnxopt sensitivity`` found, all or nothing. Raises OutputError where that cannot be done."""
-    _write({"schema": SCHEMA.replace("report", "sensitivity"), **_plain(ranking)}, Path(path))
+    _write({"schema": SCHEMA.replace("report", "sensitivity"), **plain(ranking)}, Path(path))
 
 
 def write_dry_run(found: DryRun, path: str | Path) -> None:
     """Write what a dry run tells, all or nothing. Raises OutputError where that cannot be done."""
-    content = _plain(found)
+    content = plain(found)
     for step in content["passes"]:
         step["skips"] = [dict(zip(("code", "node", "why"), skip, strict=True)) for skip in step["skips"]]
     _write({"schema": SCHEMA.replace("report", "dry-run"), **content}, Path(path))
+
+
+def write_values(schema: str, value: Any, path: str | Path) -> None:
+    """Write any dataclass under the name of its schema, all or nothing. Raises OutputError where that cannot be done."""
+    _write({"schema": schema, **plain(value)}, Path(path))
 
 
 def _write(content: Mapping[str, Any], path: Path) -> None:
     write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses, tuples and numpy values as what JSON has."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
@@ -99,18 +104,18 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """The opposite of ``_plain``, guided by the types of the fields."""
+    """The opposite of ``plain``, guided by the types of the fields."""
     if isinstance(kind, types.UnionType):
         return None if value is None else _build(typing.get_args(kind)[0], value)
     if dataclasses.is_dataclass(kind):

@@ -167,7 +167,8 @@ class GateResult:
 class Report:
     """All that a run has to say. ``notes`` are lines for the reader: order changed, data synthetic, and the like.
 
-    ``validation`` is of this machine, ``targets`` of the processors that the model was run on besides.
+    ``validation`` is of this machine, ``targets`` of the processors that the model was run on besides. ``reproduce``
+    are the commands that do it again.
     """
 
     versions: Mapping[str, str]
@@ -179,4 +180,5 @@ class Report:
     validation: tuple[Validation, ...] = ()
     targets: tuple[TargetResult, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    reproduce: tuple[str, ...] = ()
     verdict: Verdict = "not judged"
