@@ -19,8 +19,26 @@ MAY_IMPORT = {
     "quantization": {"core", "data", "runtime", "graph", "numerics"},
     "pruning": {"core", "data", "runtime", "graph", "numerics"},
     "check": {"pruning", "targets", "core", "report", "data", "runtime", "graph", "numerics"},
+    "deploy": {
+        *("check", "quantization", "targets", "environments", "report", "core", "data", "runtime", "graph", "numerics"),
+    },
     "passes": {"quantization", "pruning", "core", "data", "runtime", "graph", "numerics"},
-    "cli": {"job", "check", "targets", "quantization", "core", "report", "data", "runtime", "graph", "numerics", ""},
+    "cli": {
+        *(
+            "job",
+            "deploy",
+            "check",
+            "targets",
+            "quantization",
+            "core",
+            "report",
+            "data",
+            "runtime",
+            "graph",
+            "numerics",
+        ),
+        "",
+    },
 }
 OPEN_TO_ALL = {"errors", "progress", "spelling"}
 

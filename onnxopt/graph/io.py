@@ -43,7 +43,7 @@ def load(path: str | Path, external_root: str | Path | None = None) -> Model:
     Raises ModelError or ExternalDataError with one line that says what is wrong and what to do.
     """
     path = Path(path)
-    proto = _parse(path)
+    proto = parse(path)
     root = Path(external_root) if external_root is not None else None
     try:
         weights, mapped = external.map_weights(proto, path.parent, root)
@@ -155,7 +155,7 @@ def _left_over(model: Model, target: Path) -> list[Path]:
     if not target.is_file():
         return []
     try:
-        replaced = _parse(target)
+        replaced = parse(target)
     except ModelError:
         return []
     ours = any(p.key.startswith(REMARK) for p in replaced.metadata_props)
@@ -178,10 +178,11 @@ def sha256(path: Path) -> str:
 
 def files_of(path: Path) -> list[Path]:
     """The model file and the files of weights that it names."""
-    return [path, *external.data_files(_parse(path), path.parent)]
+    return [path, *external.data_files(parse(path), path.parent)]
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse(path: Path) -> onnx.ModelProto:
+    """The message in a file, without external data. Raises ModelError where there is none."""
     try:
         content = path.read_bytes()
     except IsADirectoryError:

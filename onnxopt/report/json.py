@@ -84,7 +84,7 @@ def write_dry_run(found: DryRun, path: str | Path) -> None:
 
 
 def write_values(schema: str, value: Any, path: str | Path) -> None:
-    """Write any dataclass under the name of its schema, all or nothing. Raises OutputError where that cannot be done."""
+    """Write any dataclass under a schema's name, all or nothing. Raises OutputError where that cannot be done."""
     _write({"schema": schema, **plain(value)}, Path(path))
 
 
