@@ -49,14 +49,14 @@ def validate(
     Give paths where there are files: a Model is first written to one. Raises ExecutionError when a model cannot be run,
     ModelError when their outputs have other names, DataError when a sample cannot be read.
     """
-    with _as_file(reference) as reference_path, _as_file(candidate) as candidate_path:
+    with as_file(reference) as reference_path, as_file(candidate) as candidate_path:
         paths = (reference_path, candidate_path)
         original, other = (Session(path, threads=threads) for path in track(paths, "load both models"))
         if missing := sorted(set(original.outputs) - set(other.outputs)):
             raise ModelError(f"the candidate has no output '{missing[0]}': it cannot be compared with this reference")
         quality = _quality(original, other, dataset, track)
         feed = next(iter(dataset.batches(batch, stop=batch)))
-        size = 1 if dataset.batching.whole else _leading(feed)
+        size = 1 if dataset.batching.whole else leading(feed)
         del original, other
         timing = _timed(paths, feed, threads, track)
         memory, trouble = _memory(paths, feed, threads, track)
@@ -134,12 +134,13 @@ def _latency(times_ms: Array) -> Latency:
     return Latency(median, low, high)
 
 
-def _leading(feed: Feed) -> int:
+def leading(feed: Feed) -> int:
+    """How many samples a feed holds, where samples are stacked."""
     return next((len(value) for value in feed.values() if value.ndim), 1)
 
 
 @contextmanager
-def _as_file(model: Model | str | Path) -> Iterator[Path]:
+def as_file(model: Model | str | Path) -> Iterator[Path]:
     """A file of the model: its own, or one made for the time being."""
     if not isinstance(model, Model):
         try:

@@ -86,32 +86,33 @@ def comparison(
 def targets(report: Report) -> list[tuple[str, ...]]:
     """Cells of ``TARGETS`` for each target, this machine first; none where no other was wanted.
 
-    ``noise`` and ``agrees`` (equal top answers) are against the original, ``parity`` against the candidate here: signal to noise, and the
-    share of equal top answers.
+    ``noise`` (signal to noise) and ``agrees`` (equal top answers) are against the original, ``parity`` says the same
+    two against the candidate here.
     """
-    if not report.targets:
-        return []
-    here = [
-        (v.target, str(v.samples), words.decibels(v.sqnr_db), _some(v.agreement), _some(v.accuracy), "")
-        + (f"{v.speedup:.2f} x", "")
-        for v in report.validation
-    ]
-    return here + [_target(t) for t in report.targets]
+    return [*map(_here, report.validation), *map(_target, report.targets)] if report.targets else []
 
 
 def target_notes(report: Report) -> list[tuple[str, str]]:
     """(what, line) on each target that failed, was not checked, or needs a word: why, where it departs, the causes."""
     found = []
     for t in report.targets:
-        if t.status != "passed" or t.why:
-            found.append((t.target, t.why))
         if t.status == "failed":
+            found.append((t.target, t.why))
             if t.departure is not None:
                 found.append(("  departs", f"first in {t.departure}"))
             for cause in t.causes:
                 found.append((f"  {cause.name}", cause.why))
                 found += [("  remedy", f"{r.what} ({r.price})" if r.price else r.what) for r in cause.remedies]
-    return found
+    said: dict[str, list[str]] = {}
+    for t in report.targets:
+        if t.status != "failed" and t.why:
+            said.setdefault(f"{'not checked: ' if t.status == 'not checked' else ''}{t.why}", []).append(t.target)
+    return found + [(", ".join(names), why) for why, names in said.items()]
+
+
+def _here(v: Validation) -> tuple[str, ...]:
+    quality = words.decibels(v.sqnr_db), _some(v.agreement), _some(v.accuracy)
+    return (v.target, str(v.samples), *quality, "", f"{v.speedup:.2f} x", "")
 
 
 def _target(t: TargetResult) -> tuple[str, ...]:

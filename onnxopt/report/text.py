@@ -18,7 +18,7 @@ from onnxopt.report.execution import Execution, Product
 from onnxopt.report.inspection import Inspection
 from onnxopt.report.report import GateResult, Report, StepReport
 from onnxopt.report.rows import TARGETS, comparison, notes, records, singles, target_notes, targets, unrepaired, verdict
-from onnxopt.report.tables import limited, skips_table, table
+from onnxopt.report.tables import Cells, limited, skips_table, table
 
 _STYLE = {"accepted": "bold green", "rejected": "bold red", "forced": "bold yellow"}
 
@@ -155,7 +155,7 @@ def _gates(gates: Iterable[GateResult]) -> RenderableType:
 def _targets(report: Report) -> RenderableType:
     """How the candidate does on each target, and what there is to say of those where it does not."""
     styles = {"passed": "green", "failed": "red", "not checked": "yellow"}
-    rows = [(*cells, Text(last, styles.get(last, ""))) for *cells, last in targets(report)]
+    rows: list[Cells] = [(*cells, Text(last, styles.get(last, ""))) for *cells, last in targets(report)]
     lines = [Text.assemble((f"{what}: ", "bold"), line) for what, line in target_notes(report)]
     return Group(table("Targets", TARGETS, rows), *lines, *([Text("")] if lines else []))
 

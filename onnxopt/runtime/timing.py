@@ -33,6 +33,14 @@ class Timing:
     speedup_high: float
 
     @classmethod
+    def of(cls, reference_ms: Array, candidate_ms: Array) -> Timing:
+        """What paired times tell."""
+        ratios = np.sort(reference_ms / candidate_ms)
+        rank = _rank(len(ratios))
+        ends = float(ratios[rank]), float(ratios[len(ratios) - 1 - rank])
+        return cls(reference_ms, candidate_ms, float(np.median(ratios)), *ends)
+
+    @classmethod
     def over(cls, rounds: Sequence[Timing]) -> Timing:
         """Several rounds as one: all times, the median of the speedups, and the hull of the intervals."""
         return cls(
@@ -63,11 +71,7 @@ def interleave(
             else:
                 times.append((_run(reference, feed), _run(candidate, feed)))
     reference_ms, candidate_ms = np.array(times, np.float64).T / 1e6
-    ratios = np.sort(reference_ms / candidate_ms)
-    rank = _rank(len(ratios))
-    return Timing(
-        reference_ms, candidate_ms, float(np.median(ratios)), float(ratios[rank]), float(ratios[len(ratios) - 1 - rank])
-    )
+    return Timing.of(reference_ms, candidate_ms)
 
 
 def seconds(session: Session, feed: Feed, *, budget_s: float = 0.5) -> float:
