@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnxopt.data.dataset import Dataset, open_dataset
+from onnxopt.deploy.trial import Trial, try_out
 from onnxopt.graph import io
 from onnxopt.graph.model import Model
 from onnxopt.graph.vocabulary import index_bounds
@@ -65,3 +66,8 @@ class Subject:
             dims=self._dims,
             bounds=index_bounds(self.model),
         )
+
+    @cached_property
+    def trial(self) -> Trial:
+        """How the model ran for the first time, bounded. Raises what reading the model and the data raises."""
+        return try_out(self)
