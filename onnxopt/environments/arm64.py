@@ -1,0 +1,221 @@
+"""An ARM system to emulate: QEMU, Debian's Python, and the same ONNX Runtime as here. No root, nothing is installed.
+
+    bin/         the emulators, where no fitting one was on the PATH
+    sysroot/     Debian's C library and Python for ARM
+    site/        ONNX Runtime and numpy for ARM
+    licenses/    of the Debian packages; those of the Python packages lie beside them in site
+    lock.json    the Debian packages that it was made of
+    environment.json
+        qemu, qemu_x86   emulators of ARM and x86, absolute or relative to the folder; null where there is none
+        qemu_version     of qemu
+        python           the interpreter's path in sysroot
+        onnxruntime, numpy   versions in site
+        packages         name, version and sha256 of everything that was fetched
+        made             the version of onnxopt
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from onnxopt.environments import selftest, wheels
+from onnxopt.environments.debian import KEYRINGS, Mirror
+from onnxopt.environments.lock import Lock, Part, dump, shipped
+from onnxopt.environments.staging import alone, replacing
+from onnxopt.environments.unpack import unpack
+from onnxopt.errors import TargetError
+from onnxopt.progress import Track
+from onnxopt.runtime import session
+from onnxopt.targets.folders import arm64_folder
+
+PYTHON = "usr/bin/python3.11"
+# Roughly what the wheels of ONNX Runtime and numpy weigh; pip tells their size only by fetching them.
+WHEELS_BYTES = 38_000_000
+_EMULATORS = ("usr/bin/qemu-aarch64", "usr/bin/qemu-x86_64")
+_ON_PATH = ("qemu-aarch64", "qemu-aarch64-static")
+_LICENSE = re.compile(r"usr/share/doc/([^/]+)/copyright")
+# Read by people and by programs that the runner does not start.
+_UNREAD = re.compile(
+    r"usr/share/(?!doc/[^/]+(/copyright)?$)|usr/lib/python3\.11/(lib2to3|pydoc_data|ensurepip|idlelib|tkinter)/|"
+    r"(usr/)?lib/aarch64-linux-gnu/gconv/|usr/lib/python3\.11/config-"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the files come from: a mirror and pip, or a folder that ``keep`` filled before.
+
+    ``keep``: a folder to leave everything in that was fetched, laid out like a mirror, with ``wheels`` beside.
+    """
+
+    mirror: str | None = None
+    offline: Path | None = None
+    keep: Path | None = None
+    lock: Lock = shipped()
+    keyrings: tuple[Path, ...] = KEYRINGS
+
+    @property
+    def address(self) -> str:
+        """Of the mirror, or of the folder as if it were one. Raises TargetError if there is neither."""
+        if self.offline is not None:
+            return self.offline.resolve().as_uri()
+        if self.mirror is None:
+            raise TargetError("no Debian mirror is known here: give the address of one by --mirror, or use --offline")
+        return self.mirror
+
+
+def current() -> str | None:
+    """One line about the environment if it is there, whole, and of the same ONNX Runtime as here; None otherwise."""
+    folder = arm64_folder()
+    try:
+        made = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        emulator = folder / made["qemu"]
+        fits = made["onnxruntime"] == session.__version__ and _version(emulator) == made["qemu_version"]
+        whole = (folder / "sysroot" / made["python"]).is_file() and (folder / "site/onnxruntime").is_dir()
+        return _line(made) if fits and whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def plan(source: Source) -> list[str]:
+    """What would be fetched from where, and how much, in lines. Nothing is fetched. Raises TargetError."""
+    lock, mine = source.lock, _mine()
+    emulator = f"{_mb(lock.emulator.size)} for QEMU"
+    if mine is not None and source.keep is None:
+        emulator += f", only if {mine} does not fit"
+    pip = source.offline / "wheels" if source.offline is not None else "the index that pip uses"
+    return [
+        f"into {arm64_folder()}, about 160 MB:",
+        f"from {source.address}: {_mb(lock.system.size)} for a system with Python, {emulator}",
+        f"from {pip}: ONNX Runtime {session.__version__} and numpy for ARM, about {_mb(WHEELS_BYTES)}",
+    ]
+
+
+def set_up(source: Source, say: Callable[[str], None], track: Track) -> str:
+    """Make the environment; one line about it. What is there already and fits is left alone, unless files are to be kept.
+
+    Raises TargetError; nothing is changed then.
+    """
+    folder = arm64_folder()
+    with alone(folder.parent, say):
+        there = current()
+        if there is not None and source.keep is None:
+            return f"it is set up already: {there}"
+        for line in plan(source):
+            say(line)
+        with replacing(folder) as new:
+            made = _make(new, source, say, track)
+    return f"set up: {_line(made)}"
+
+
+def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -> dict[str, object]:
+    """Fill a folder; what its environment.json says."""
+    files = source.keep if source.keep is not None else new / "files"
+    mirror = Mirror(source.address, files, say, track, source.keyrings)
+    system = mirror.obtain(source.lock.system)
+    lock = replace(source.lock, system=system)
+    wanted = (f"onnxruntime=={session.__version__}", "numpy")
+    ready = files / "wheels" if source.offline is None else source.offline / "wheels"
+    for _ in track(range(1), "Fetch and install Python packages"):
+        if source.offline is None:
+            wheels.download(wanted, ready, wheels.ARM64)
+        wheels.install(wanted, ready, new / "site", wheels.ARM64)
+    versions = wheels.installed(new / "site")
+    sums = wheels.sums(ready, versions)
+    wheels.trim(new / "site")
+    for package in track(system.packages, "Unpack the system"):
+        unpack(mirror.path(package), new / "sysroot", lambda name: not _UNREAD.match(name))
+    (new / "licenses").mkdir()
+    _keep_licenses(new / "sysroot", new / "licenses")
+    emulator = _mine() if source.keep is None else None
+    if emulator is not None and not _fits(emulator, new, say, track):
+        emulator = None
+    if emulator is None:
+        lock = replace(lock, emulator=mirror.obtain(lock.emulator))
+        _unpack_emulator(lock.emulator, mirror, new, track)
+        _test(new / "bin/qemu-aarch64", new, track)
+    shutil.rmtree(new / "files", ignore_errors=True)
+    (new / "lock.json").write_text(dump(lock), encoding="utf-8")
+    debian = [*system.packages, *(lock.emulator.packages if emulator is None else ())]
+    made = {
+        "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
+        "qemu_x86": "bin/qemu-x86_64" if emulator is None else shutil.which("qemu-x86_64"),
+        "qemu_version": _version(new / "bin/qemu-aarch64" if emulator is None else emulator),
+        "python": PYTHON,
+        "onnxruntime": versions["onnxruntime"],
+        "numpy": versions["numpy"],
+        "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in debian]
+        + [{"name": n, "version": v, "sha256": sums.get(n)} for n, v in sorted(versions.items())],
+        "made": version("onnxopt"),
+    }
+    (new / "environment.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return made
+
+
+def _mine() -> Path | None:
+    """An emulator of ARM that is installed here."""
+    found = next(filter(None, map(shutil.which, _ON_PATH)), None)
+    return None if found is None else Path(found).resolve()
+
+
+def _fits(emulator: Path, new: Path, say: Callable[[str], None], track: Track) -> bool:
+    """Whether the emulator that is here will do: old ones crash in ONNX Runtime, or lack processors."""
+    try:
+        _test(emulator, new, track)
+    except TargetError as error:
+        say(f"{emulator} does not fit, another is fetched: {error}")
+        return False
+    say(f"{emulator} fits: none is fetched")
+    return True
+
+
+def _test(emulator: Path, new: Path, track: Track) -> None:
+    for _ in track(range(1), "Test in emulation"):
+        selftest.check(emulator, new / "sysroot", new / "sysroot" / PYTHON, new / "site", session.__version__)
+
+
+def _unpack_emulator(part: Part, mirror: Mirror, new: Path, track: Track) -> None:
+    """The two programs out of the many in the package."""
+    scratch = new / "package"
+    for package in track(part.packages, "Unpack QEMU"):
+        unpack(mirror.path(package), scratch, lambda name: name in _EMULATORS or bool(_LICENSE.fullmatch(name)))
+    (new / "bin").mkdir()
+    for name in _EMULATORS:
+        if not (scratch / name).is_file():
+            raise TargetError(f"the package of QEMU holds no {name}: use another --mirror, or a newer onnxopt")
+        (scratch / name).rename(new / "bin" / Path(name).name)
+    _keep_licenses(scratch, new / "licenses")
+    shutil.rmtree(scratch)
+
+
+def _keep_licenses(system: Path, licenses: Path) -> None:
+    """Move what packages say of their licences to one place; several share one by a link."""
+    found = sorted(system.glob("usr/share/doc/*/copyright"))
+    for path in found:
+        shutil.copyfile(path, licenses / f"{path.parent.name}.txt")
+    shutil.rmtree(system / "usr/share/doc", ignore_errors=True)
+
+
+def _version(emulator: Path) -> str:
+    """The number that a program says it has. Raises OSError, ValueError."""
+    done = subprocess.run([emulator, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
+    match = re.search(r"version (\S+)", done.stdout)
+    if match is None:
+        raise ValueError(f"{emulator} tells no version")
+    return match[1]
+
+
+def _line(made: dict[str, object]) -> str:
+    where = arm64_folder()
+    return f"ONNX Runtime {made['onnxruntime']} for ARM, emulated by QEMU {made['qemu_version']}, in {where}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
