@@ -78,7 +78,8 @@ def answers_lost(quality: Quality) -> float | None:
 @dataclass(frozen=True)
 class Mixed:
     """The best candidate that was found: ``left`` float are these layers. ``short`` is zero where the goal is met;
-    ``judge`` says so, and ``tried`` candidates were built."""
+    ``judge`` says so. ``tried`` are the candidates that were built: layers left float, what these take longer than in
+    integers (milliseconds), decibels."""
 
     candidate: Candidate
     quality: Quality
@@ -86,7 +87,7 @@ class Mixed:
     left: tuple[Sensitivity, ...]
     goal: Goal
     judge: Judge
-    tried: int = 1
+    tried: tuple[tuple[int, float, float], ...] = ()
 
     @property
     def met(self) -> bool:
@@ -111,7 +112,8 @@ class Mixed:
             "reached_db": _rounded(self.quality.sqnr_db),
             "answers_lost": answers_lost(self.quality),
             "judged_on": self.judge.samples,
-            "tried": self.tried,
+            "tried": len(self.tried),
+            "trials": [[layers, round(ms, 5), _rounded(db)] for layers, ms, db in self.tried],
             "left_float": [
                 {"layer": s.layer, "op": s.op, "sqnr_db": _rounded(s.sqnr_db), "lost_ms": round(s.lost_ms, 5)}
                 for s in self.left
@@ -174,7 +176,7 @@ class _Search:
     def best(self) -> Mixed:
         """The quickest of those that meet the goal, or else the nearest."""
         best = min(self.found, key=lambda m: (m.short, m.lost_ms, len(m.left)))
-        return replace(best, tried=len(self.found))
+        return replace(best, tried=tuple((len(m.left), m.lost_ms, m.quality.sqnr_db) for m in self.found))
 
     def add(self, candidate: Candidate, left: Sequence[Sensitivity]) -> None:
         quality = self.judge(candidate.model)

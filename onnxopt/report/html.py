@@ -6,18 +6,20 @@ Names in models are not to be trusted: all text is escaped, and what neither HTM
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from onnxopt.report import cut, plot, rows, words
+from onnxopt.report import cut, plot, rows, trials, words
 from onnxopt.report.files import write_text
 from onnxopt.report.json import to_json, write_json
-from onnxopt.report.report import Report, StepReport
+from onnxopt.report.layer_errors import layer_errors
+from onnxopt.report.report import Cause, Report, StepReport
 
 _TEMPLATE = "templates/report.html.jinja2"
 # Control characters, halves of a pair, and the two numbers that are no characters.
@@ -34,6 +36,10 @@ def to_html(report: Report) -> str:
         report=report,
         verdict=rows.verdict(report),
         tiles=list(_tiles(report)),
+        pairs=list(_pairs(report)),
+        target_columns=rows.TARGETS,
+        targets=rows.targets(report),
+        troubles=_troubles(report),
         comparison=rows.comparison(before, after, report.validation, outputs=True) if before is not None else [],
         steps=[_step(step) for step in report.passes],
         notes=rows.notes(report),
@@ -70,6 +76,38 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "signal to noise", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"
 
 
+def _pairs(report: Report) -> Iterator[tuple[str, str, str, float, float]]:
+    """What is drawn as two bars: (what, original, result, and both as shares of the longer one)."""
+    before, after = report.input, report.output
+    if before is not None and after is not None:
+        yield from _pair("size", before.bytes, after.bytes, words.size)
+        yield from _pair("parameters", before.parameters, after.parameters, words.count)
+        yield from _pair("MACs", before.macs, after.macs, words.count)
+    for v in report.validation:
+        yield from _pair(f"latency on {v.target}", v.latency_reference_ms, v.latency_ms, words.milliseconds)
+        yield from _pair("peak memory", v.peak_memory_reference_bytes, v.peak_memory_bytes, words.size)
+    for t in report.targets:
+        yield from _pair(f"latency on {t.target}", t.latency_reference_ms, t.latency_ms, words.milliseconds)
+
+
+def _pair(
+    what: str, before: float | None, after: float | None, say: Callable[[float], str]
+) -> Iterator[tuple[str, str, str, float, float]]:
+    if before is not None and after is not None and 0 < max(before, after) < math.inf:
+        most = max(before, after)
+        yield what, say(before), say(after), before / most, after / most
+
+
+def _troubles(report: Report) -> dict[str, Any]:
+    """Why targets failed or were not checked, and each cause once, with the targets that it explains."""
+    causes: dict[Cause, list[str]] = {}
+    for t in report.targets:
+        for cause in t.causes:
+            causes.setdefault(cause, []).append(t.target)
+    told = [t for t in report.targets if t.why or t.departure is not None]
+    return {"told": told, "causes": list(causes.items())}
+
+
 def _said(name: str, value: Any) -> tuple[str, str]:
     """A remark on the machine as people read it."""
     if name.endswith("_bytes") and isinstance(value, int):
@@ -80,7 +118,9 @@ def _said(name: str, value: Any) -> tuple[str, str]:
 def _step(step: StepReport) -> dict[str, Any]:
     """One pass: its figures, each in the form that suits it."""
     found = cut.cut(step.figures)
-    rest = {name: value for name, value in step.figures.items() if name not in found.names}
+    tried = trials.trials(step.figures)
+    drawn = found.names | ({"trials"} if tried is not None else set())
+    rest = {name: value for name, value in step.figures.items() if name not in drawn}
     plain = to_json(Report({}, {}, passes=(StepReport("", 0, 0, figures=rows.others(rest)),)))["passes"][0]["figures"]
     left, cut_only = rows.unrepaired(step.skips)
     return {
@@ -89,6 +129,8 @@ def _step(step: StepReport) -> dict[str, Any]:
         "unrepaired": cut_only,
         "singles": rows.singles(rest),
         "cut": found,
+        "errors": layer_errors(step.figures),
+        "trials": tried,
         "plot": plot.plot(found.curve) if len(found.curve) > 1 else None,
         "records": list(rows.records(rest)),
         "others": {name: json.dumps(value, indent=2, ensure_ascii=False) for name, value in plain.items()},

@@ -33,9 +33,9 @@ class Plot:
     bottom: float = HEIGHT - _BOTTOM
 
 
-def plot(points: Sequence[tuple[float, float]]) -> Plot:
-    """Lay out finite points; both axes begin at 0 or below."""
-    xs, ys = _ticks([x for x, _ in points]), _ticks([y for _, y in points])
+def plot(points: Sequence[tuple[float, float]], *, from_zero: bool = True) -> Plot:
+    """Lay out finite points; both axes begin at 0 or below, or else near the least values."""
+    xs, ys = (_ticks([p[i] for p in points], from_zero) for i in (0, 1))
 
     def place(value: float, ticks: Sequence[float], start: float, end: float) -> float:
         return round(start + (end - start) * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
@@ -53,12 +53,13 @@ def plot(points: Sequence[tuple[float, float]]) -> Plot:
     )
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers in even steps from 0 (or below) to at least the largest value."""
-    low, high = min(0.0, *values), max(0.0, *values)
+def _ticks(values: Sequence[float], from_zero: bool) -> list[float]:
+    """Round numbers in even steps from 0 (or below, or at most the least value) to at least the largest value."""
+    low, high = (min(0.0, *values), max(0.0, *values)) if from_zero else (min(values), max(values))
     if high - low <= 0 or high - low == float("inf"):
         high = low + 1
     raw = (high - low) / _TICKS
     power = 10.0 ** floor(log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
-    return [step * i for i in range(floor(low / step + 1e-9), max(ceil(high / step - 1e-9), 1) + 1)]
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    return [step * i for i in range(first, max(last, first + 1) + 1)]

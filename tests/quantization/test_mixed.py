@@ -138,7 +138,7 @@ def test_a_goal_that_is_met_costs_one_look(built):
         raise AssertionError("not needed")
 
     found = meet(Goal(min_sqnr=1), builder, full, judge, ranking)
-    assert (found.met, found.left, found.tried) == (True, (), 1)
+    assert (found.met, found.left, found.tried) == (True, (), ((0, 0.0, found.quality.sqnr_db),))
     assert found.candidate is full
 
 

@@ -110,7 +110,7 @@ def test_names_are_text() -> None:
     page = to_html(REPORT)
     elements = {e.tag for e in ElementTree.fromstring(page).iter()}
     assert elements.isdisjoint({"script", "img", "link", "iframe"})
-    assert page.count("&lt;script&gt;") == 5
+    assert page.count("&lt;script&gt;") == 6
     assert re.findall(r"\b(?:src|href|on\w+)=", re.sub(r"&lt;.*?&gt;", "", page)) == []
     assert "default-src 'none'" in page
 
