@@ -1,4 +1,4 @@
-"""Build the wheel and look inside: every module, pass and template, the type marker, and nothing else."""
+"""Build the wheel and look inside: every module, pass and template, the lock, the type marker, and nothing else."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def main() -> None:
     engine = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.py")}
     passes = {f"onnxopt/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.jinja2")}
-    expected = engine | passes | templates | {"onnxopt/py.typed"}
+    expected = engine | passes | templates | {"onnxopt/py.typed", "onnxopt/environments/lock.json"}
     if held != expected:
         sys.exit(f"the wheel lacks {sorted(expected - held)} and has too much in {sorted(held - expected)}")
     print(f"wheel: {len(held)} files, as they should be")
