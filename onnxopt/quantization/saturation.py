@@ -57,7 +57,7 @@ def unpaired(node: Node, values: Array, shape: tuple[int, ...], added: int = 0) 
 
 def can_saturate(steps: Array) -> Array:
     """Which output channels can overflow, bool (channels,); ``steps`` are pairs of integers."""
-    return _heaviest(steps) > LIMIT
+    return heaviest(steps) > LIMIT
 
 
 def safe_scale(weight: Array, scale: Array) -> Array:
@@ -71,7 +71,7 @@ def safe_scale(weight: Array, scale: Array) -> Array:
     safe = scale.reshape(-1).copy()
     overflows = can_saturate(np.rint(weight / safe[:, None, None]))
     # Two numbers that add up to less than 128 are never rounded to two that add up to more than 128.
-    needed = np.maximum(safe, _heaviest(weight) * (_SLACK / LIMIT)).astype(np.float32)
+    needed = np.maximum(safe, heaviest(weight) * (_SLACK / LIMIT)).astype(np.float32)
     safe[overflows] = _closest(weight[overflows], needed[overflows])
     return safe.reshape(scale.shape)
 
@@ -98,7 +98,7 @@ def _closest(weight: Array, least: Array) -> Array:
     return best
 
 
-def _heaviest(values: Array) -> Array:
+def heaviest(values: Array) -> Array:
     """The largest sum, in magnitude, that weights of one sign have in a pair, (channels,)."""
     wide = values.astype(np.int16) if values.dtype == np.int8 else values
     sums = (np.maximum(sign * wide, 0).sum(axis=2).max(axis=1, initial=0) for sign in (1, -1))

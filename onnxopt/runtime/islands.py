@@ -56,7 +56,7 @@ def flaw(node: Node, scope: Scope) -> Obstacle | None:
     """
     if node.op not in _MATCHED or not node.is_standard:
         return None
-    x, weight = (_dequantizer(t, scope) for t in node.inputs[:2])
+    x, weight = (dequantizer(t, scope) for t in node.inputs[:2])
     if weight is None and is_constant(node.inputs[1]):
         return Obstacle(
             "its weight is float in the file, but is quantized when the model is loaded",
@@ -73,7 +73,7 @@ def flaw(node: Node, scope: Scope) -> Obstacle | None:
             "WRONG: its weight scales are not those of the output channels, but are taken for these",
             "give its weight one scale for each output channel",
         )
-    bias = _dequantizer(node.inputs[2], scope) if len(node.inputs) > 2 else None
+    bias = dequantizer(node.inputs[2], scope) if len(node.inputs) > 2 else None
     if node.op == "Gemm" and bias is not None and not _on_product_scale(x, weight, bias):
         return Obstacle(
             "WRONG: its bias is not on the scale of input times weight, but is taken to be",
@@ -84,7 +84,7 @@ def flaw(node: Node, scope: Scope) -> Obstacle | None:
 
 def _factors(node: Node, scope: Scope) -> Iterator[Obstacle]:
     """Both factors must come from a DequantizeLinear, of 8 bits, to float32."""
-    factors = [(t, _dequantizer(t, scope), _part(i, t)) for i, t in enumerate(node.inputs[:2])]
+    factors = [(t, dequantizer(t, scope), _part(i, t)) for i, t in enumerate(node.inputs[:2])]
     floats = [(t, part) for t, made_by, part in factors if made_by is None]
     if floats:
         (tensor, part), *more = floats
@@ -118,7 +118,7 @@ def _bias(node: Node, scope: Scope) -> Iterator[Obstacle]:
         return
     if node.attrs.get("beta", 1.0) != 1.0:
         yield Obstacle(f"its beta is {node.attrs['beta']:g}, not 1", "multiply the bias by beta")
-    x, weight, bias = (_dequantizer(t, scope) for t in node.inputs[:3])
+    x, weight, bias = (dequantizer(t, scope) for t in node.inputs[:3])
     if bias is None:
         if weight is None or not _bias_is_quantized(node, weight, scope):
             yield Obstacle(f"its bias '{node.inputs[2].name}' is float", _INT32_BIAS)
@@ -135,21 +135,21 @@ def _bias_is_quantized(node: Node, weight: Node, scope: Scope) -> bool:
     """Does ONNX Runtime quantize a float bias when it loads the model? It does so where the output is quantized."""
     bias = node.inputs[2]
     channels = _scales(weight) == 1 or (_axis(weight) == _channel_axis(node) and len(weight.inputs) > 2)
-    return is_constant(bias) and len(bias.shape) == 1 and channels and _quantizer(node, scope) is not None
+    return is_constant(bias) and len(bias.shape) == 1 and channels and quantizer(node, scope) is not None
 
 
 def _types(node: Node, scope: Scope, rules: Rules) -> Iterator[Obstacle]:
     """Signed or unsigned, after what is made unsigned at load time."""
-    x, weight = (_dequantizer(t, scope) for t in node.inputs[:2])
+    x, weight = (dequantizer(t, scope) for t in node.inputs[:2])
     if x is None or weight is None:
         return
-    into, by = _type_read(x, scope, rules), _type_read(weight, scope, rules)
+    into, by = type_read(x, scope, rules), type_read(weight, scope, rules)
     unsigned = "quantize activations unsigned (uint8)" if rules == "native" else "quantize all activations in one type"
     if into == _S8 and rules == "native" and node.op != "Gemm":
         yield Obstacle("its input is signed, and stays so, since it is not one node alone that reads it", unsigned)
     if into == _S8 and by == _U8:
         yield Obstacle("its input is signed, but its weight is not", "quantize its weight signed (int8)")
-    behind = _quantizer(node, scope)
+    behind = quantizer(node, scope)
     if behind is not None and into in (_U8, _S8) and (out := _type_written(behind, scope, rules)) not in (None, into):
         yield Obstacle(f"its input is computed in {into}, its output in {out}", unsigned)
 
@@ -169,7 +169,7 @@ def _reader(node: Node, scope: Scope) -> Iterator[Obstacle]:
             f"the {behind.op} behind it does more than the quantizer behind that",
             f"let the range that the quantizer behind the {behind.op} covers end where the {behind.op} ends",
         )
-    elif node.op == "Conv" and _quantizer(node, scope) is None:
+    elif node.op == "Conv" and quantizer(node, scope) is None:
         yield Obstacle(
             "its output is read as float, and its integer kernel gives integers only", "put a QuantizeLinear behind it"
         )
@@ -191,7 +191,7 @@ def only_reader(node: Node, scope: Scope) -> Node | None:
     return made.outputs[0] if made is not None and scope.used_once(made) else None
 
 
-def _quantizer(node: Node, scope: Scope) -> Node | None:
+def quantizer(node: Node, scope: Scope) -> Node | None:
     """The QuantizeLinear behind a product, or behind the clamp that it takes over."""
     reader = only_reader(node, scope)
     while reader is not None and (reader.op in _MOVES or (reader.op in _CLAMPS and _absorbed(reader, scope))):
@@ -226,7 +226,7 @@ def _bounds(clip: Node) -> tuple[float, float]:
 def _is_bias(node: Node, add: Node, scope: Scope) -> bool:
     """Is one float number for each column added, so that both are a Gemm?"""
     other = next((t for t in add.inputs if t is not node.outputs[0]), None)
-    if other is None or ((made_by := _dequantizer(other, scope)) is not None and _dtype(made_by) == _S32):
+    if other is None or ((made_by := dequantizer(other, scope)) is not None and _dtype(made_by) == _S32):
         return False
     product, added = (scope.spec(t).shape for t in (node.outputs[0], other))
     if not product or not added or (len(added) > 1 and len(product) > 2) or len(added) > 2:
@@ -234,7 +234,7 @@ def _is_bias(node: Node, add: Node, scope: Scope) -> bool:
     return added[-1] == product[-1]
 
 
-def _dequantizer(tensor: Tensor, scope: Scope) -> Node | None:
+def dequantizer(tensor: Tensor, scope: Scope) -> Node | None:
     """The DequantizeLinear of this graph that makes a tensor, if one does."""
     made_by = scope.producer(tensor)
     while made_by is not None and made_by.op in _MOVES:
@@ -242,7 +242,7 @@ def _dequantizer(tensor: Tensor, scope: Scope) -> Node | None:
     return made_by if made_by is not None and made_by.op == DEQUANTIZE else None
 
 
-def _type_read(dequantize: Node, scope: Scope, rules: Rules) -> np.dtype[Any] | None:
+def type_read(dequantize: Node, scope: Scope, rules: Rules) -> np.dtype[Any] | None:
     """The type that a kernel reads."""
     written = scope.producer(dequantize.inputs[0])
     if written is not None and written.op == "QuantizeLinear":
