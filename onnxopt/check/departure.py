@@ -25,10 +25,9 @@ from onnxopt.targets.native import Native
 from onnxopt.targets.way import Way
 
 _WRITERS = ("QuantizeLinear", "QLinear", "QGemm")
-_READERS = frozenset(
-    ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
-    + ("LSTM", "GRU", "RNN", "MaxPool", "AveragePool", "GlobalAveragePool")
-)
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool")
+_PRODUCTS = ("Gemm", "MatMul", "MatMulNBits", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "LSTM", "GRU", "RNN")
+_READERS = {*_CONVOLUTIONS, *_PRODUCTS}
 # Steps between float and integer, and what is done within the kernel before: none of them is the layer that departs.
 _AROUND = ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Cast", "Reshape", "Transpose", "Flatten", "Squeeze")
 _ROUNDS = 4
