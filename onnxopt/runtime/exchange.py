@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.errors import ExecutionError
+from onnxopt.errors import ExecutionError, TargetError
 from onnxopt.graph.signature import Array, Feed
 from onnxopt.runtime import runner
 
@@ -106,7 +106,7 @@ def answer_of(stdout: bytes, stderr: bytes, code: int, where: str) -> dict[str, 
     """The runner's answer from what its process left: a negative exit code is the signal that ended it.
 
     ``where`` continues "the process that ran the model", such as "on arm64-cortex-a53". Raises ExecutionError when it
-    crashed, gave no answer, or says that the job failed.
+    crashed, gave no answer, or says that the job failed; TargetError when packages are missing there.
     """
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -123,7 +123,9 @@ def answer_of(stdout: bytes, stderr: bytes, code: int, where: str) -> dict[str, 
     if failed:
         reason = " ".join(str(answer.get("error", "")).split())[:300]
         if answer.get("stage") == "import":
-            raise ExecutionError(f"Python {where} cannot import what the runner needs: {reason}")
+            raise TargetError(
+                f"Python {where} lacks what the runner needs: {reason}; pip install onnxruntime numpy there"
+            )
         raise ExecutionError(f"the model failed to {answer.get('stage')} {where}: {reason}")
     return dict(answer)
 
