@@ -41,6 +41,11 @@ class Address:
     python: str = "python3"
     threads: int | None = None
 
+    @property
+    def name(self) -> str:
+        """user@host:port, as far as they are given."""
+        return (f"{self.user}@" if self.user else "") + self.host + (f":{self.port}" if self.port else "")
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -105,5 +110,5 @@ def _device(text: str) -> Wanted:
     if not python or python.startswith("-") or not python.isprintable():
         raise SpecError(f"'{text}' has python={python}: name the interpreter on the device")
     address = Address(host, user, port, python, int(threads) if threads is not None else None)
-    name = "ssh://" + (f"{user}@" if user else "") + host + (f":{port}" if port else "")
+    name = f"ssh://{address.name}"
     return Wanted(name, replace(NATIVE, name=name), address)
