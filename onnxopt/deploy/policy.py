@@ -26,6 +26,7 @@ from onnxopt.deploy.keys import (
 )
 from onnxopt.errors import SpecError
 from onnxopt.spelling import nearest
+from onnxopt.targets.spec import PROVIDERS
 
 # In the order in which they run.
 NAMES = (
@@ -55,7 +56,9 @@ class Opset:
 class Operators:
     """What must be able to run every node."""
 
-    providers: tuple[str, ...] = key(("cpu",), texts, "execution providers, each of which must run all nodes")
+    providers: tuple[str, ...] = key(
+        ("cpu",), words(("cpu", *PROVIDERS)), "execution providers, each of which must run all nodes"
+    )
     forbid: tuple[str, ...] = key((), texts, "operators that must not occur, such as Loop or com.microsoft:Gelu")
 
 

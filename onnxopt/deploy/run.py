@@ -7,8 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from onnxopt.deploy.external_data import check_external_data
 from onnxopt.deploy.finding import CheckReport, Finding, ModelFile
+from onnxopt.deploy.operators import check_operators
+from onnxopt.deploy.opset import check_opset
 from onnxopt.deploy.policy import Policy
+from onnxopt.deploy.provenance import check_provenance
+from onnxopt.deploy.size import check_size
+from onnxopt.deploy.structure import check_structure
 from onnxopt.deploy.subject import Subject
 from onnxopt.errors import ModelError, OnnxOptError
 from onnxopt.graph import io
@@ -31,7 +37,14 @@ class Check:
 
 
 # The order in which they run: what is cheap first, and what others need.
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (
+    Check("structure", "the file is a whole model", check_structure, whole=False),
+    Check("external-data", "all data beside the model is there, whole and in its folder", check_external_data),
+    Check("opset", "the runtime on the device reads the opset and the IR version", check_opset),
+    Check("operators", "there is a kernel for every operator and type", check_operators),
+    Check("size", "the model fits onto the device", check_size),
+    Check("provenance", "it is the very file that was accepted", check_provenance),
+)
 
 
 def check(subject: Subject, policy: Policy) -> CheckReport:

@@ -43,6 +43,17 @@ def map_weights(
     return weights, tuple(files.values())
 
 
+def places(proto: onnx.ModelProto, folder: Path) -> Iterator[tuple[str, Path | ExternalDataError]]:
+    """Each tensor whose values lie elsewhere, and its file in the folder, or what is wrong with that."""
+    for tensor in _external(chain(inner_tensors(proto), constant_tensors(proto.graph))):
+        try:
+            yield tensor.name, _place(tensor, folder, None)[0]
+        except (ValueError, TypeError, LookupError, OverflowError) as error:  # what a damaged message leads to
+            yield tensor.name, ExternalDataError(f"tensor '{tensor.name}' is damaged: {error}")
+        except ExternalDataError as error:
+            yield tensor.name, error
+
+
 def data_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
     """The files that a model's constants name."""
     return sorted({folder / location(t) for t in _external(constant_tensors(proto.graph))})
@@ -121,6 +132,16 @@ def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
 
 def _mapped(tensor: onnx.TensorProto, folder: Path, root: Path | None, files: dict[Path, MappedFile]) -> Array:
     """The bytes of one tensor, viewed in its mapped file."""
+    path, offset, length = _place(tensor, folder, root)
+    if not length:
+        return np.zeros(0, np.uint8)
+    if path not in files:
+        files[path] = MappedFile(path)
+    return files[path].bytes[offset : offset + length]
+
+
+def _place(tensor: onnx.TensorProto, folder: Path, root: Path | None) -> tuple[Path, int, int]:
+    """The file, the offset and the length of one tensor's bytes."""
     entries = _entries(tensor)
     path = _confined(tensor.name, entries.get("location", ""), folder, root)
     size = path.stat().st_size
@@ -133,11 +154,7 @@ def _mapped(tensor: onnx.TensorProto, folder: Path, root: Path | None, files: di
             f"tensor '{tensor.name}' needs {expected} bytes, but the model names {length} bytes at offset {offset} "
             f"of {path.name}, which has {size}: the file is cut off or belongs to another model"
         )
-    if not length:
-        return np.zeros(0, np.uint8)
-    if path not in files:
-        files[path] = MappedFile(path)
-    return files[path].bytes[offset : offset + length]
+    return path, offset, length
 
 
 def _number(tensor: onnx.TensorProto, entries: dict[str, str], key: str, default: int) -> int:

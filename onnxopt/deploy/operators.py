@@ -1,0 +1,69 @@
+"""Is there a kernel for every operator and type?"""
+
+from __future__ import annotations
+
+import re
+
+from onnxopt.deploy.finding import Finding
+from onnxopt.deploy.policy import Policy
+from onnxopt.deploy.subject import Subject
+from onnxopt.errors import ExecutionError
+from onnxopt.runtime import session
+from onnxopt.runtime.exchange import Job
+from onnxopt.runtime.local import run_in_child
+from onnxopt.runtime.releases import find_release, parse_version
+from onnxopt.targets.spec import PROVIDERS
+
+_NAME = "operators"
+_CPU = "CPUExecutionProvider"
+# Refuse a session in which a node would be left to the CPU.
+_ALONE = {"session.disable_cpu_ep_fallback": "1"}
+# How ONNX Runtime names the node that it cannot take.
+_NODES = (r"node with name '([^']*)'", r"[Nn]ode(?: name)?:? ?\(([^)]+)\)", r"Node:(\S+)", r"name: (\S+)")
+_SHOWN = 20
+
+
+def check_operators(subject: Subject, policy: Policy) -> list[Finding]:
+    """No operator that is forbidden, and a session with each provider alone that takes all nodes."""
+    found = [_forbidden(subject, policy)] if policy.operators.forbid else []
+    return found + [_runs(subject, name) for name in policy.operators.providers]
+
+
+def _forbidden(subject: Subject, policy: Policy) -> Finding:
+    forbidden = set(policy.operators.forbid)
+    nodes = [(n, f"{n.domain}:{n.op}" if not n.is_standard else n.op) for g in subject.model.graphs() for n in g.nodes]
+    bad = [(node, op) for node, op in nodes if op in forbidden]
+    names = ", ".join(sorted(forbidden))
+    if not bad:
+        return Finding(_NAME, "passed", f"none of the forbidden operators: {names}", 0, 0)
+    which = ", ".join(sorted({op for _, op in bad}))
+    places = tuple(node.name or op for node, op in bad[:_SHOWN])
+    return Finding(_NAME, "failed", f"{len(bad)} nodes are forbidden: {which}", len(bad), 0, places)
+
+
+def _runs(subject: Subject, name: str) -> Finding:
+    provider = _CPU if name == "cpu" else PROVIDERS[name]
+    if provider not in session.providers():
+        why = f"the installed ONNX Runtime {session.__version__} has no {provider}"
+        return Finding(_NAME, "not run", why, remedy="install a build that has it")
+    release = find_release(parse_version(session.__version__))
+    opset = max((o.version for o in subject.proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    settings = {} if provider == _CPU else _ALONE
+    try:
+        run_in_child(Job(models=(subject.path,), feeds=[], keep=False, providers=(provider,), settings=settings))
+    except ExecutionError as error:
+        if release is not None and (opset > release.opset or subject.proto.ir_version > release.ir):
+            return Finding(_NAME, "not run", f"ONNX Runtime {session.__version__} does not read it: see 'opset'")
+        why = f"{provider} cannot run the model alone: {error}"
+        return Finding(_NAME, "failed", why, places=_places(str(error)), remedy=_remedy(provider))
+    return Finding(_NAME, "passed", f"{provider} of ONNX Runtime {session.__version__} runs every node")
+
+
+def _places(message: str) -> tuple[str, ...]:
+    return next((tuple(m for m in (match,) if m) for p in _NODES for match in re.findall(p, message)), ())
+
+
+def _remedy(provider: str) -> str:
+    if provider == _CPU:
+        return "export it with operators and types that ONNX Runtime knows, or ship the library that has them"
+    return f"leave what {provider} cannot do to another provider, and time it so"

@@ -1,0 +1,59 @@
+"""Is the file a whole model?"""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+from onnxopt.deploy.finding import Finding
+from onnxopt.deploy.policy import Policy
+from onnxopt.deploy.subject import Subject
+from onnxopt.errors import ExternalDataError
+from onnxopt.graph import verify
+from onnxopt.graph.model import Model
+from onnxopt.report import words
+
+_NAME = "structure"
+# Protocol buffers end there, and readers of them with them.
+_LARGEST_FILE = 2**31 - 1
+_SHOWN = 20
+_NODE = re.compile(r"[Nn]ode(?: name)?:? '?([^\s'(),:]+)")
+
+
+def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
+    """It parses, its names are unique, all that is read is made, and ONNX's checker and shape inference agree.
+
+    Raises ModelError for what is no model at all.
+    """
+    size = subject.path.stat().st_size
+    if size > _LARGEST_FILE:
+        why = f"the file has {words.size(size)}, and no reader of ONNX files takes more than 2 GB"
+        return [
+            Finding(_NAME, "failed", why, size, _LARGEST_FILE, remedy="keep the weights as external data beside it")
+        ]
+    proto = subject.proto
+    try:
+        model = subject.model
+    except ExternalDataError:
+        return [Finding(_NAME, "not run", "its weights cannot be read: see 'external-data'")]
+    faults = verify.faults(model) or _inference(model)
+    if faults:
+        return [_fault(text) for text in faults[:_SHOWN]]
+    nodes = sum(len(g.nodes) for g in model.graphs())
+    return [Finding(_NAME, "passed", f"{nodes} nodes, opset {model.opset}, IR version {proto.ir_version}")]
+
+
+def _inference(model: Model) -> list[str]:
+    """Where types and shapes contradict each other."""
+    try:
+        onnx.shape_inference.infer_shapes(model.skeleton(), check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[1:] if len(lines) > 1 else lines
+    return []
+
+
+def _fault(text: str) -> Finding:
+    text = " ".join(text.split())
+    return Finding(_NAME, "failed", text, places=tuple(_NODE.findall(text)[:1]), remedy="export the model again")
