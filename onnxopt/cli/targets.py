@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxopt.cli.options import FILE
+from onnxopt.cli.targets_setup import setup
 
 
 @click.group()
@@ -15,7 +16,11 @@ def targets() -> None:
 
     \b
     onnxopt targets list
+    onnxopt targets setup arm64
     """
+
+
+targets.add_command(setup)
 
 
 @targets.command("list")

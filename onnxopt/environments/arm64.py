@@ -1,17 +1,17 @@
 """An ARM system to emulate: QEMU, Debian's Python, and the same ONNX Runtime as here. No root, nothing is installed.
 
-    bin/         the emulators, where no fitting one was on the PATH
-    sysroot/     Debian's C library and Python for ARM
-    site/        ONNX Runtime and numpy for ARM
-    licenses/    of the Debian packages; those of the Python packages lie beside them in site
-    lock.json    the Debian packages that it was made of
-    environment.json
-        qemu, qemu_x86   emulators of ARM and x86, absolute or relative to the folder; null where there is none
-        qemu_version     of qemu
-        python           the interpreter's path in sysroot
-        onnxruntime, numpy   versions in site
-        packages         name, version and sha256 of everything that was fetched
-        made             the version of onnxopt
+bin/         the emulators, where no fitting one was on the PATH
+sysroot/     Debian's C library and Python for ARM
+site/        ONNX Runtime and numpy for ARM
+licenses/    of the Debian packages; those of the Python packages lie beside them in site
+lock.json    the Debian packages that it was made of
+environment.json
+    qemu, qemu_x86   emulators of ARM and x86, absolute or relative to the folder; null where there is none
+    qemu_version     of qemu
+    python           the interpreter's path in sysroot
+    onnxruntime, numpy   versions in site
+    packages         name, version and sha256 of everything that was fetched
+    made             the version of onnxopt
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from onnxopt.environments import selftest, wheels
-from onnxopt.environments.debian import KEYRINGS, Mirror
-from onnxopt.environments.lock import Lock, Part, dump, shipped
-from onnxopt.environments.staging import alone, replacing
+from onnxopt.environments.debian import Mirror
+from onnxopt.environments.lock import Part, dump
+from onnxopt.environments.source import Source
+from onnxopt.environments.staging import alone, put, scratch
 from onnxopt.environments.unpack import unpack
 from onnxopt.errors import TargetError
 from onnxopt.progress import Track
 from onnxopt.runtime import session
+from onnxopt.runtime.machine import architecture
 from onnxopt.targets.folders import arm64_folder
 
+ARM64 = "arm64"
 PYTHON = "usr/bin/python3.11"
 # Roughly what the wheels of ONNX Runtime and numpy weigh; pip tells their size only by fetching them.
 WHEELS_BYTES = 38_000_000
@@ -46,29 +50,6 @@ _UNREAD = re.compile(
     r"usr/share/(?!doc/[^/]+(/copyright)?$)|usr/lib/python3\.11/(lib2to3|pydoc_data|ensurepip|idlelib|tkinter)/|"
     r"(usr/)?lib/aarch64-linux-gnu/gconv/|usr/lib/python3\.11/config-"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the files come from: a mirror and pip, or a folder that ``keep`` filled before.
-
-    ``keep``: a folder to leave everything in that was fetched, laid out like a mirror, with ``wheels`` beside.
-    """
-
-    mirror: str | None = None
-    offline: Path | None = None
-    keep: Path | None = None
-    lock: Lock = shipped()
-    keyrings: tuple[Path, ...] = KEYRINGS
-
-    @property
-    def address(self) -> str:
-        """Of the mirror, or of the folder as if it were one. Raises TargetError if there is neither."""
-        if self.offline is not None:
-            return self.offline.resolve().as_uri()
-        if self.mirror is None:
-            raise TargetError("no Debian mirror is known here: give the address of one by --mirror, or use --offline")
-        return self.mirror
 
 
 def current() -> str | None:
@@ -86,20 +67,21 @@ def current() -> str | None:
 
 def plan(source: Source) -> list[str]:
     """What would be fetched from where, and how much, in lines. Nothing is fetched. Raises TargetError."""
+    if sys.platform != "linux" or architecture() != "x86-64":
+        raise TargetError("ARM is emulated on x86-64 Linux only: use a real device by --target ssh://user@host")
     lock, mine = source.lock, _mine()
     emulator = f"{_mb(lock.emulator.size)} for QEMU"
     if mine is not None and source.keep is None:
         emulator += f", only if {mine} does not fit"
-    pip = source.offline / "wheels" if source.offline is not None else "the index that pip uses"
     return [
         f"into {arm64_folder()}, about 160 MB:",
         f"from {source.address}: {_mb(lock.system.size)} for a system with Python, {emulator}",
-        f"from {pip}: ONNX Runtime {session.__version__} and numpy for ARM, about {_mb(WHEELS_BYTES)}",
+        f"from {source.wheels_from(ARM64)}: ONNX Runtime {session.__version__} and numpy for ARM, about {_mb(WHEELS_BYTES)}",
     ]
 
 
 def set_up(source: Source, say: Callable[[str], None], track: Track) -> str:
-    """Make the environment; one line about it. What is there already and fits is left alone, unless files are to be kept.
+    """Make the environment; one line about it. What is there and fits is left alone, unless files are to be kept.
 
     Raises TargetError; nothing is changed then.
     """
@@ -110,8 +92,9 @@ def set_up(source: Source, say: Callable[[str], None], track: Track) -> str:
             return f"it is set up already: {there}"
         for line in plan(source):
             say(line)
-        with replacing(folder) as new:
+        with scratch(folder.parent) as new:
             made = _make(new, source, say, track)
+            put(new, folder)
     return f"set up: {_line(made)}"
 
 
@@ -122,7 +105,7 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
     system = mirror.obtain(source.lock.system)
     lock = replace(source.lock, system=system)
     wanted = (f"onnxruntime=={session.__version__}", "numpy")
-    ready = files / "wheels" if source.offline is None else source.offline / "wheels"
+    ready = source.wheels(files, ARM64)
     for _ in track(range(1), "Fetch and install Python packages"):
         if source.offline is None:
             wheels.download(wanted, ready, wheels.ARM64)
@@ -144,7 +127,7 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
     shutil.rmtree(new / "files", ignore_errors=True)
     (new / "lock.json").write_text(dump(lock), encoding="utf-8")
     debian = [*system.packages, *(lock.emulator.packages if emulator is None else ())]
-    made = {
+    made: dict[str, object] = {
         "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
         "qemu_x86": "bin/qemu-x86_64" if emulator is None else shutil.which("qemu-x86_64"),
         "qemu_version": _version(new / "bin/qemu-aarch64" if emulator is None else emulator),

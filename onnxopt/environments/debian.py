@@ -75,7 +75,9 @@ class Mirror:
         wanted = [p.name for p in part.packages]
         found = {name: _package(fields) for fields in _paragraphs(index) if (name := fields["Package"]) in wanted}
         if missing := [name for name in wanted if name not in found]:
-            raise TargetError(f"{part.suite} on {self.address} has no {missing[0]}: a newer onnxopt may know another way")
+            raise TargetError(
+                f"{part.suite} on {self.address} has no {missing[0]}: a newer onnxopt may know another way"
+            )
         return Part(part.suite, part.architecture, tuple(found[name] for name in wanted))
 
     def _release(self, suite: str) -> str:

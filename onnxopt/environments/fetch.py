@@ -13,8 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from onnxopt.environments.sources import SCHEMES
-from onnxopt.errors import SpecError, TargetError
+from onnxopt.errors import TargetError
 from onnxopt.progress import Track
 
 _PIECE = 2**20
@@ -29,14 +28,6 @@ class GoneError(TargetError):
 
 class _BrokenError(Exception):
     """Fetching failed in a way that may not last."""
-
-
-def check_address(address: str) -> str:
-    """An address of a mirror, without a slash at its end. Raises SpecError for what is none."""
-    parts = urlsplit(address)
-    if parts.scheme not in SCHEMES or not (parts.netloc or parts.path):
-        raise SpecError(f"'{address}' is no address of a mirror: it begins with http://, https:// or file://")
-    return address.rstrip("/")
 
 
 def fetch(address: str, path: Path, track: Track, *, size: int, sha256: str | None) -> None:

@@ -39,34 +39,39 @@ def alone(parent: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its place at the end; after an error all is as it was.
+def scratch(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` to make something in; it is gone afterwards, except for what ``put`` moved.
 
     Raises TargetError when the disk is full or cannot be written.
     """
-    scratch = None
+    outer = None
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
-        new, old = scratch / "new", scratch / "old"
+        outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        new = outer / "new"
         new.mkdir()
         yield new
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(parent, error) from error
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        if outer is not None:
+            shutil.rmtree(outer, ignore_errors=True)
+
+
+def put(new: Path, folder: Path) -> None:
+    """Move what was made in a scratch folder to its place, instead of what is there; after an error that is back."""
+    old = new.parent / "old"
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        if old.exists():
+            os.rename(old, folder)
+        raise
 
 
 def unwritable(folder: Path, error: OSError) -> TargetError:
-    """The error for a folder that something cannot be made in."""
+    """The error for a folder that nothing can be made in."""
     place = f" ({error.filename})" if error.filename else ""
     remedy = "free some space there, or name another cache folder by XDG_CACHE_HOME"
-    return TargetError(f"cannot make {folder}: {error.strerror or error}{place}; {remedy}")
+    return TargetError(f"cannot write into {folder}: {error.strerror or error}{place}; {remedy}")

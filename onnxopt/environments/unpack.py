@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import shutil
@@ -22,7 +23,7 @@ _MOST_MEMBERS = 20_000
 def unpack(package: Path, root: Path, wanted: Callable[[str], bool]) -> None:
     """Unpack the members whose path (``usr/bin/qemu``) is wanted; folders come as they are needed.
 
-    Rights are those of the owner, for all to read: nothing of setuid. A link is made relative, and stays inside ``root``.
+    All may read the files, nothing is setuid. Absolute links are made relative, and none leaves ``root``.
     Raises TargetError for a package that is damaged, or would write or lead elsewhere, or is unreasonably large.
     """
     root = root.resolve()
@@ -51,7 +52,7 @@ def _data(file: IO[bytes]) -> tarfile.TarFile:
     """The archive of files in a package."""
     for name, size in _members(file):
         if name in ("data.tar", "data.tar.xz", "data.tar.gz"):
-            return tarfile.open(fileobj=_Window(file, size), mode="r|*")
+            return tarfile.open(fileobj=io.BufferedReader(_Window(file, size)), mode="r|*")
         if name.startswith("data.tar"):
             raise _RefusedError(f"is packed as {name}, which is not read here")
     raise ValueError("it holds no files")
@@ -71,18 +72,21 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, int]]:
         file.seek(start)
 
 
-class _Window:
+class _Window(io.RawIOBase):
     """The next ``size`` bytes of a file, as a file."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
         self._left = size
 
-    def read(self, size: int) -> bytes:
-        """The next bytes, fewer at the end."""
-        piece = self._file.read(min(size, self._left))
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any buffer that is given
+        piece = self._file.read(min(len(buffer), self._left))
+        buffer[: len(piece)] = piece
         self._left -= len(piece)
-        return piece
+        return len(piece)
 
 
 def _inside(name: str) -> str:

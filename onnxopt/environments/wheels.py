@@ -65,9 +65,11 @@ def trim(site: Path) -> None:
 
 
 def _pip(*arguments: str, alone: bool = False) -> None:
-    """Run pip; ``alone``: without what the user has set for it. Raises TargetError with its first word on what failed."""
+    """Run pip; ``alone``: without what the user has set for it. Raises TargetError that says what failed."""
     if find_spec("pip") is None:
-        raise TargetError(f"{sys.executable} has no pip to fetch Python packages with: run '{sys.executable} -m ensurepip'")
+        raise TargetError(
+            f"{sys.executable} has no pip to fetch Python packages with: run '{sys.executable} -m ensurepip'"
+        )
     environment = {k: v for k, v in os.environ.items() if not alone or not k.startswith("PIP_")}
     if alone:
         environment["PIP_CONFIG_FILE"] = os.devnull
@@ -86,4 +88,4 @@ def _reason(said: str, code: int) -> str:
     versions = [] if wanted[2] == "none" else wanted[2].split(", ")
     if not versions:
         return f"pip finds no {wanted[1]}: is there a connection, or a wheel in that folder? Otherwise {OTHERWISE}"
-    return f"pip finds no {wanted[1]} for this platform: it has {versions[0]} to {versions[-1]}"
+    return f"pip finds no {wanted[1]} for this platform: there are {versions[0]} to {versions[-1]}"

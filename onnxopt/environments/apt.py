@@ -54,7 +54,9 @@ def _stanzas(text: str) -> Iterator[Entry]:
     """The newer form: paragraphs of fields, whose values may go on in indented lines."""
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     for stanza in re.split(r"\n\s*\n", lines):
-        fields = {k.lower(): v.split() for k, v in re.findall(r"^([\w-]+):((?:.*)(?:\n[ \t].*)*)", stanza, re.MULTILINE)}
+        fields = {
+            k.lower(): v.split() for k, v in re.findall(r"^([\w-]+):((?:.*)(?:\n[ \t].*)*)", stanza, re.MULTILINE)
+        }
         if "deb" in fields.get("types", ()) and fields.get("enabled", ["yes"])[:1] not in (["no"], ["false"], ["0"]):
             for address in fields.get("uris", ()):
                 yield Entry(address, frozenset(fields.get("suites", ())), frozenset(fields.get("components", ())))
