@@ -59,7 +59,7 @@ def _x86(level: str, instructions: tuple[str, ...], device: str, cpu: str | None
 
 
 X86_SSE42 = _x86("sse42", ("sse4_1",), "Atom, Celeron, before 2011", cpu="Nehalem")
-X86_AVX = _x86("avx", _AVX, "Sandy Bridge, Bulldozer")
+X86_AVX = _x86("avx", _AVX, "Sandy Bridge, Bulldozer", cpu="SandyBridge")
 X86_AVX2 = _x86("avx2", _AVX2, "Haswell to Coffee Lake, Zen 1 to 3", cpu="Haswell")
 X86_AVX2_VNNI = _x86("avx2vnni", (*_AVX2, "avx_vnni"), "Alder Lake and later, N100")
 X86_AVX512 = _x86("avx512", _AVX512, "Skylake-SP, Skylake-X")

@@ -17,6 +17,7 @@ from onnxopt.errors import TargetError
 from onnxopt.graph.signature import Array
 
 _CPUID = b"\x0f\xa2"
+_LONGEST = 16  # an instruction has fewer bytes
 _LOAD, _EH_FRAME, _EXECUTABLE = 1, 0x6474E550, 1
 # A table of pairs of 32-bit offsets from its own start, its length in 32 bits.
 _TABLE = 0x3B
@@ -42,8 +43,11 @@ def offsets(program: bytes) -> list[int]:
     except ImportError:
         raise TargetError("finding ONNX Runtime's CPUID instructions needs capstone: pip install capstone") from None
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    segments = _segments(program)
-    starts = _functions(program, segments)
+    try:
+        segments = _segments(program)
+        starts = _functions(program, segments)
+    except (struct.error, ValueError):
+        raise TargetError("ONNX Runtime's library is damaged: install onnxruntime again") from None
     found = []
     for segment in segments:
         if segment.kind != _LOAD or not segment.flags & _EXECUTABLE:
@@ -51,9 +55,13 @@ def offsets(program: bytes) -> list[int]:
         shift = segment.offset - segment.address
         for match in re.finditer(re.escape(_CPUID), program[segment.offset : segment.offset + segment.size]):
             offset = segment.offset + match.start()
-            start = int(starts[bisect_right(starts, offset - shift) - 1]) + shift
-            body = program[start : offset + len(_CPUID)]
-            if any(start + at == offset for at, _, name, _ in decoder.disasm_lite(body, 0) if name == "cpuid"):
+            function = bisect_right(starts, offset - shift) - 1
+            start = int(starts[function]) + shift if function >= 0 else offset
+            body = decoder.disasm_lite(program[start : offset + _LONGEST], 0)
+            over = next(((at, name) for at, size, name, _ in body if start + at + size > offset), None)
+            if over is None:
+                raise TargetError(f"what ONNX Runtime's library has at {offset:#x} is no code that capstone knows")
+            if over == (offset - start, "cpuid"):
                 found.append(offset)
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from onnxopt.errors import TargetError
 from onnxopt.runtime import session
-from onnxopt.runtime.machine import architecture
+from onnxopt.runtime.target import Target
 from onnxopt.targets.emulated import find_emulator
 from onnxopt.targets.masked import find_mask
 from onnxopt.targets.native import Native
@@ -16,7 +16,7 @@ from onnxopt.targets.way import Unavailable, Way
 
 
 def find_way(wanted: Wanted) -> Way | Unavailable:
-    """How to run models on a target from here, or why not. Nothing is run or fetched to find that out."""
+    """How to run models on a target from here, or why not. No model is run, and nothing fetched, to find that out."""
     if wanted.address is not None:
         return Device(wanted.address)
     if wanted.provider is not None:
@@ -26,13 +26,21 @@ def find_way(wanted: Wanted) -> Way | Unavailable:
         return Native(wanted.provider, f"natively, {wanted.provider} first")
     if wanted.target.architecture is None:
         return Native()
-    if wanted.target.architecture == "x86-64" and architecture() == "x86-64":
-        masked = find_mask(wanted.target)
-        if not isinstance(masked, Unavailable):
-            return masked
-        emulated = find_emulator(wanted.target)
-        return masked if isinstance(emulated, Unavailable) else emulated
+    if wanted.target.architecture == "x86-64":
+        return _older_x86(wanted.target)
     return find_emulator(wanted.target)
+
+
+def _older_x86(target: Target) -> Way | Unavailable:
+    """Masked, which is as fast as this machine; in emulation where that is not possible."""
+    masked = find_mask(target)
+    if not isinstance(masked, Unavailable):
+        return masked
+    emulated = find_emulator(target)
+    if not isinstance(emulated, Unavailable):
+        return emulated
+    remedies = " or ".join(filter(None, (masked.remedy, emulated.remedy)))
+    return Unavailable(f"{masked.why}; to emulate it, {emulated.why}", remedies)
 
 
 def require(targets: Iterable[Wanted]) -> None:

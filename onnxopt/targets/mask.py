@@ -4,7 +4,7 @@
 
 LIBRARY is a copy of ONNX Runtime's extension module in which each CPUID instruction is replaced by one that no
 processor has, 0F FF. This catches the signal that it raises, asks the processor, and takes BITS out of the answer:
-"7.0.b:5,7.1.a:4", leaf, subleaf, register and bit. Needs only Python 3.8; Linux on x86-64.
+"7.0.b:5,0x80000001.0.c:11", leaf, subleaf, register and bit. Needs only Python 3.8; Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse(text: str) -> dict[tuple[int, int, str], int]:
     for part in filter(None, text.split(",")):
         place, bit = part.split(":")
         leaf, subleaf, register = place.split(".")
-        key = int(leaf), int(subleaf), register
+        key = int(leaf, 0), int(subleaf), register
         found[key] = found.get(key, 0) | 1 << int(bit)
     return found
 
