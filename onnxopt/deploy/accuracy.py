@@ -63,7 +63,8 @@ def _quality(subject: Subject, policy: Policy) -> Quality:
 def _labelled(quality: Quality, policy: Policy) -> Finding:
     accuracy, least = quality.accuracy, policy.accuracy.min_accuracy
     if accuracy is None:
-        return Finding(_NAME, "not run", f"accuracy cannot be measured: {'; '.join(quality.notes)}", limit=least)
+        why = f"accuracy cannot be measured: {'; '.join(quality.notes)}"
+        return Finding(_NAME, "not run" if least is None else "failed", why, limit=least)
     why = f"{words.share(accuracy)} of the answers are right"
     if least is None:
         return Finding(_NAME, "passed", f"{why}; no limit is given", accuracy)

@@ -20,7 +20,7 @@ def check_memory(subject: Subject, policy: Policy) -> list[Finding]:
         return [Finding(_NAME, "not run", "this system does not tell what a process takes", limit=most)]
     took = f"loading and running one sample takes {words.size(peak)} beside ONNX Runtime itself"
     if most is None:
-        return [Finding(_NAME, "passed", f"{took}; no limit is given", peak)]
+        return [Finding(_NAME, "not run", f"{took}; no limit is given", peak, remedy="give [memory] max")]
     why = f"{took}, {words.size(most)} allowed"
     if peak <= most:
         return [Finding(_NAME, "passed", why, peak, most)]
