@@ -16,6 +16,7 @@ import click
 
 from onnxopt import __version__
 from onnxopt.cli.audit import audit
+from onnxopt.cli.check import check
 from onnxopt.cli.inspect import inspect
 from onnxopt.cli.optimize import optimize
 from onnxopt.cli.passes import passes
@@ -33,6 +34,7 @@ def commands() -> None:
     \b
     onnxopt optimize model.onnx --passes quant,prune --data calib.npz
     onnxopt validate model.onnx model.opt.onnx --data test.npz
+    onnxopt check model.onnx --policy edge.toml
     onnxopt inspect model.onnx
     onnxopt audit model.onnx
     onnxopt sensitivity model.onnx --data calib.npz
@@ -41,7 +43,7 @@ def commands() -> None:
     """
 
 
-for command in (optimize, validate, inspect, audit, sensitivity, passes, targets):
+for command in (optimize, validate, check, inspect, audit, sensitivity, passes, targets):
     commands.add_command(command)
 
 

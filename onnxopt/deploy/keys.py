@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, field, fields
+from dataclasses import Field, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -33,11 +33,11 @@ def spelled(one: Field[Any]) -> str:
     return one.name.replace("_", "-")
 
 
-def read_table(kind: type[T], table: object, name: str, folder: Path) -> T:
-    """One table of a policy as the dataclass for it. Raises SpecError for an unknown key or a wrong value."""
+def read_table(base: T, table: object, name: str, folder: Path) -> T:
+    """One table of a policy over what holds without it. Raises SpecError for an unknown key or a wrong value."""
     if not isinstance(table, Mapping):
         raise SpecError(f"'{name}' is a table: write [{name}] on a line of its own")
-    known = {spelled(f): f for f in fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
+    known = {spelled(f): f for f in fields(base)}  # type: ignore[arg-type]  # base is a dataclass
     values = {}
     for written, value in table.items():
         if written not in known:
@@ -46,7 +46,7 @@ def read_table(kind: type[T], table: object, name: str, folder: Path) -> T:
             values[known[written].name] = known[written].metadata["read"](value, folder)
         except SpecError as error:
             raise SpecError(f"[{name}] {written}: {error}") from None
-    return kind(**values)
+    return replace(base, **values)  # type: ignore[type-var]  # as above
 
 
 def text(value: Any, _: Path) -> str:
@@ -79,6 +79,12 @@ def source(value: Any, folder: Path) -> str:
     """A file or folder of data, relative to the policy's folder, or ``synthetic``. Never code."""
     given = text(value, folder)
     return given if given == "synthetic" else str((folder / given).absolute())
+
+
+def preset(value: Any, folder: Path) -> str:
+    """A preset's name, or a .toml file relative to the policy's folder."""
+    given = text(value, folder)
+    return str(folder / given) if given.endswith(".toml") else given
 
 
 def size(value: Any, _: Path) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnxopt.deploy.keys import (
     key,
     number,
     path,
+    preset,
     read_table,
     share,
     size,
@@ -90,7 +92,7 @@ class Accuracy:
     """Answers against labels and against the float model."""
 
     data: str | None = key(None, source, "samples: .npz, .npy, a folder, or synthetic")
-    preprocess: str | None = key(None, text, "how images become feeds: a preset's name")
+    preprocess: str | None = key(None, preset, "how images become feeds: a preset's name or a .toml file")
     samples: int | None = key(None, integer(1, 10**9), "at most so many samples")
     reference: Path | None = key(None, path, "the float model")
     min_agreement: float | None = key(None, share, "least share of equal top-1 answers")
@@ -168,6 +170,16 @@ class Policy:
         """Is this check to be run?"""
         return name not in self.checks.skip and (not self.checks.only or name in self.checks.only)
 
+    def with_tables(self, content: Mapping[str, Any], folder: Path) -> Policy:
+        """This policy with other values where tables, as TOML has them, give some. Raises SpecError."""
+        names = {spelled(f): f.name for f in fields(self)}
+        tables = {}
+        for name, table in content.items():
+            if name not in names:
+                raise SpecError(f"there is no table [{name}]{nearest(name, names)}")
+            tables[names[name]] = read_table(getattr(self, names[name]), table, name, folder)
+        return replace(self, **tables)
+
 
 def read_policy(file: str | Path) -> Policy:
     """A policy from a file; paths in it are relative to its folder.
@@ -184,18 +196,6 @@ def read_policy(file: str | Path) -> Policy:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"the policy {file} is not TOML: {error}") from None
     try:
-        return parse_policy(content, file.parent)
+        return Policy().with_tables(content, file.parent)
     except SpecError as error:
         raise SpecError(f"{file}: {error}") from None
-
-
-def parse_policy(content: dict[str, Any], folder: Path) -> Policy:
-    """A policy from parsed TOML. Raises SpecError."""
-    kinds = {spelled(f): (f.name, f.default_factory) for f in fields(Policy)}
-    tables: dict[str, Any] = {}
-    for name, table in content.items():
-        if name not in kinds:
-            raise SpecError(f"there is no table [{name}]{nearest(name, kinds)}")
-        attribute, kind = kinds[name]
-        tables[attribute] = read_table(kind, table, name, folder)  # type: ignore[arg-type]  # its type is its factory
-    return Policy(**tables)
