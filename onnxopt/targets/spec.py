@@ -1,10 +1,11 @@
 """Targets as they are written: ``native``, ``x86-64-avx2``, ``raspberrypi4``, ``x86,arm64``, ``native+xnnpack``,
-``ssh://pi@kitchen:22?python=/opt/venv/bin/python&threads=4``."""
+``ssh://pi@kitchen:22?python=/opt/venv/bin/python&threads=4``, ``ssh://[fe80::1%eth0]``."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from onnxopt.errors import SpecError
 from onnxopt.runtime.target import ALIASES, ANY, ARM64, GROUPS, NATIVE, TARGETS, Target
@@ -27,8 +28,15 @@ PROVIDERS = {
     "xnnpack": "XnnpackExecutionProvider",
 }
 
-# No host and no user has these, and a shell would read them.
-_UNSAFE = set(" '\"\\$`;&|<>")
+# Nothing that ssh could take for an option, or expand, and nothing that a shell reads.
+_DEVICE = re.compile(
+    r"ssh://((?P<user>[A-Za-z0-9_][A-Za-z0-9_.+@-]*)@)?"
+    r"(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(%[A-Za-z0-9]+)?\])"
+    r"(:(?P<port>[0-9]{1,9}))?/?(\?(?P<options>.*))?",
+    re.DOTALL,
+)
+_FORM = "write ssh://user@host:port?python=python3&threads=1"
+_OPTIONS = ("python", "threads")
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Address:
     @property
     def name(self) -> str:
         """user@host:port, as far as they are given."""
-        return (f"{self.user}@" if self.user else "") + self.host + (f":{self.port}" if self.port else "")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ def parse_targets(text: str) -> tuple[Wanted, ...]:
     found: dict[str, Wanted] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         for wanted in _parse(part):
-            found.setdefault(wanted.name, wanted)
+            if found.setdefault(wanted.name, wanted) != wanted:
+                raise SpecError(f"the device {wanted.name} is named twice, with different options: name it once")
     if not found:
         raise SpecError("name at least one target, such as native or x86-64-avx2")
     return tuple(found.values())
@@ -87,28 +97,34 @@ def _parse(text: str) -> list[Wanted]:
 
 def _device(text: str) -> Wanted:
     """Raises SpecError for an address that ssh could take for something else."""
-    try:
-        parts = urlsplit(text)
-        host, user, port = parts.hostname, parts.username, parts.port
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError as error:
-        raise SpecError(f"'{text}' is no address: {error}; write ssh://user@host:port") from error
-    if not host or parts.path.strip("/") or parts.fragment or parts.password is not None:
-        raise SpecError(f"'{text}' is no address: write ssh://user@host:port?python=python3&threads=1")
-    user = unquote(user) if user is not None else None
-    for what, value in (("host", host), ("user", user)):
-        if value is not None and (
-            value.startswith("-") or not value.isprintable() or set(value) & set(" '\"\\$`;&|<>")
-        ):
-            raise SpecError(f"'{text}' is no address: its {what} '{value}' is none")
-    if unknown := sorted(set(options) - {"python", "threads"}):
-        raise SpecError(f"'{text}' has the option '{unknown[0]}'{nearest(unknown[0], ('python', 'threads'))}")
+    match = _DEVICE.fullmatch(text)
+    if match is None:
+        raise SpecError(f"{text!r} is no address of a device: {_FORM}")
+    port = int(match["port"]) if match["port"] else None
+    if port is not None and not 1 <= port <= 65535:
+        raise SpecError(f"{text!r} has the port {port}: write a number from 1 to 65535")
+    options = _options(text, match["options"])
     threads = options.get("threads")
-    if threads is not None and not (threads.isascii() and threads.isdecimal() and 1 <= int(threads[:9]) <= 256):
-        raise SpecError(f"'{text}' has threads={threads}: write a number from 1 to 256")
+    if threads is not None and not (re.fullmatch("[0-9]{1,9}", threads) and 1 <= int(threads) <= 256):
+        raise SpecError(f"{text!r} has threads={threads}: write a number from 1 to 256")
     python = options.get("python", "python3")
-    if not python or python.startswith("-") or not python.isprintable():
-        raise SpecError(f"'{text}' has python={python}: name the interpreter on the device")
-    address = Address(host, user, port, python, int(threads) if threads is not None else None)
+    if not python.strip() or python.startswith("-") or not python.isprintable():
+        raise SpecError(f"{text!r} has python={python!r}: name the interpreter on the device")
+    address = Address(match["host"].strip("[]"), match["user"], port, python, int(threads) if threads else None)
     name = f"ssh://{address.name}"
     return Wanted(name, replace(NATIVE, name=name), address)
+
+
+def _options(text: str, options: str | None) -> dict[str, str]:
+    """What stands behind the question mark; %2C in it is a comma. Raises SpecError."""
+    found: dict[str, str] = {}
+    for part in options.split("&") if options is not None else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise SpecError(f"{text!r} has an option {name!r} without a value: {_FORM}")
+        if name not in _OPTIONS:
+            raise SpecError(f"{text!r} has the option {name!r}, which is unknown{nearest(name, _OPTIONS)}")
+        if name in found:
+            raise SpecError(f"{text!r} has {name} twice: write it once")
+        found[name] = unquote(value)
+    return found
