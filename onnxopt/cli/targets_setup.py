@@ -30,6 +30,7 @@ def setup(
     onnxopt targets setup arm64 --offline files
     onnxopt targets setup ort-1.16
     """
+    from rich.console import Group
     from rich.text import Text
 
     from onnxopt.cli.output import Output
@@ -45,7 +46,7 @@ def setup(
     with Output(quiet=quiet) as output:
 
         def say(line: str) -> None:
-            output.show(Text(line, no_wrap=True, overflow="ignore"))
+            output.show(Group(Text(line, no_wrap=True, overflow="ignore")))  # a path stays in one piece
 
         if dry_run:
             say("\n".join(plan(name, source)))

@@ -36,6 +36,7 @@ from onnxopt.errors import TargetError
 from onnxopt.progress import Track
 from onnxopt.runtime import session
 from onnxopt.runtime.machine import architecture
+from onnxopt.targets.environment import read_environment
 from onnxopt.targets.folders import arm64_folder
 
 ARM64 = "arm64"
@@ -54,14 +55,14 @@ _UNREAD = re.compile(
 
 def current() -> str | None:
     """One line about the environment if it is there, whole, and of the same ONNX Runtime as here; None otherwise."""
-    folder = arm64_folder()
+    there = read_environment(arm64_folder())
+    if there is None or there.onnxruntime != session.__version__:
+        return None
     try:
-        made = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        emulator = folder / made["qemu"]
-        fits = made["onnxruntime"] == session.__version__ and _version(emulator) == made["qemu_version"]
-        whole = (folder / "sysroot" / made["python"]).is_file() and (folder / "site/onnxruntime").is_dir()
-        return _line(made) if fits and whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return (
+            _line(there.onnxruntime, there.qemu_version) if _version(Path(there.qemu)) == there.qemu_version else None
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
@@ -73,10 +74,11 @@ def plan(source: Source) -> list[str]:
     emulator = f"{_mb(lock.emulator.size)} for QEMU"
     if mine is not None and source.keep is None:
         emulator += f", only if {mine} does not fit"
+    runtime = f"ONNX Runtime {session.__version__} and numpy for ARM"
     return [
         f"into {arm64_folder()}, about 160 MB:",
         f"from {source.address}: {_mb(lock.system.size)} for a system with Python, {emulator}",
-        f"from {source.wheels_from(ARM64)}: ONNX Runtime {session.__version__} and numpy for ARM, about {_mb(WHEELS_BYTES)}",
+        f"from {source.wheels_from(ARM64)}: {runtime}, about {_mb(WHEELS_BYTES)}",
     ]
 
 
@@ -95,11 +97,11 @@ def set_up(source: Source, say: Callable[[str], None], track: Track) -> str:
         with scratch(folder.parent) as new:
             made = _make(new, source, say, track)
             put(new, folder)
-    return f"set up: {_line(made)}"
+    return f"set up: {_line(session.__version__, made)}"
 
 
-def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -> dict[str, object]:
-    """Fill a folder; what its environment.json says."""
+def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -> str:
+    """Fill a folder; the version of the emulator."""
     files = source.keep if source.keep is not None else new / "files"
     mirror = Mirror(source.address, files, say, track, source.keyrings)
     system = mirror.obtain(source.lock.system)
@@ -127,10 +129,11 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
     shutil.rmtree(new / "files", ignore_errors=True)
     (new / "lock.json").write_text(dump(lock), encoding="utf-8")
     debian = [*system.packages, *(lock.emulator.packages if emulator is None else ())]
-    made: dict[str, object] = {
+    qemu = _version(new / "bin/qemu-aarch64" if emulator is None else emulator)
+    made = {
         "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
         "qemu_x86": "bin/qemu-x86_64" if emulator is None else shutil.which("qemu-x86_64"),
-        "qemu_version": _version(new / "bin/qemu-aarch64" if emulator is None else emulator),
+        "qemu_version": qemu,
         "python": PYTHON,
         "onnxruntime": versions["onnxruntime"],
         "numpy": versions["numpy"],
@@ -139,7 +142,7 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
         "made": version("onnxopt"),
     }
     (new / "environment.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    return made
+    return qemu
 
 
 def _mine() -> Path | None:
@@ -195,9 +198,8 @@ def _version(emulator: Path) -> str:
     return match[1]
 
 
-def _line(made: dict[str, object]) -> str:
-    where = arm64_folder()
-    return f"ONNX Runtime {made['onnxruntime']} for ARM, emulated by QEMU {made['qemu_version']}, in {where}"
+def _line(onnxruntime: str, qemu: str) -> str:
+    return f"ONNX Runtime {onnxruntime} for ARM, emulated by QEMU {qemu}, in {arm64_folder()}"
 
 
 def _mb(size: int) -> str:

@@ -39,8 +39,11 @@ def requirements(wanted: str) -> tuple[str, str]:
 
 def plan(wanted: str, source: Source) -> list[str]:
     """What would be fetched from where, in lines. Nothing is fetched."""
-    what = " and ".join(requirements(parse_version(wanted)))
-    return [f"into {cache_folder() / 'targets'}, about 100 MB:", f"from {source.wheels_from(HERE)}: {what}, about 35 MB"]
+    what, place = " and ".join(requirements(parse_version(wanted))), cache_folder() / "targets"
+    return [
+        f"into {place}, about 100 MB:",
+        f"from {source.wheels_from(HERE)}: {what}, about 35 MB",
+    ]
 
 
 def set_up(wanted: str, source: Source, say: Callable[[str], None], track: Track) -> str:
