@@ -9,7 +9,10 @@ from pathlib import Path
 
 from onnxopt import __version__
 from onnxopt.check.common import common_inputs
-from onnxopt.check.gates import Gates, evaluate
+from onnxopt.check.gates import Gates, evaluate, on_all
+from onnxopt.check.overflow import overflow_risk
+from onnxopt.check.targets import on_targets
+from onnxopt.check.validate import as_file
 from onnxopt.check.validate import validate as compare
 from onnxopt.core import spec
 from onnxopt.core.context import Context
@@ -27,7 +30,10 @@ from onnxopt.progress import Track, silent
 from onnxopt.report.report import FileInfo, Report, Verdict
 from onnxopt.reproduce import command
 from onnxopt.runtime.machine import machine, versions
-from onnxopt.runtime.target import ANY, NATIVE, Target
+from onnxopt.runtime.target import ANY, NATIVE, X86_AVX2, X86_AVX512, Target
+from onnxopt.targets.find import find_way
+from onnxopt.targets.spec import Wanted, parse_targets
+from onnxopt.targets.way import Unavailable
 
 # Keys of the remarks that a saved model carries.
 REMARK = "onnxopt."
@@ -80,7 +86,8 @@ class DataOptions:
 class RunOptions:
     """How the passes run and the result is judged.
 
-    ``batch`` is the one that latency is measured at; ``target`` what the model is made for, though it is judged here.
+    ``batch`` is the one that latency is measured at; ``target`` what the model is made for: it is judged here, and
+    there too where that can be run from here.
     """
 
     keep_order: bool = False
@@ -149,8 +156,10 @@ def optimize(
                 (size_bytes, staging.size_bytes),
                 gates,
                 options,
+                _made_for(options.target),
                 track,
             )
+            report = replace(report, notes=(*report.notes, *_warnings(model, options.target, report)))
         else:
             report = replace(report, notes=(*report.notes, "not validated: nothing is known of its accuracy or speed"))
         if report.verdict == "rejected":
@@ -168,9 +177,12 @@ def judge(
     data: DataOptions = DataOptions(),  # frozen
     gates: Gates = Gates(),  # noqa: B008  # frozen
     options: RunOptions = RunOptions(),  # frozen
+    targets: Sequence[Wanted] = (),
     track: Track = silent,
 ) -> Report:
     """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``.
+
+    This machine always judges; the candidate is then run on each of ``targets`` besides.
 
     Raises ModelError when they do not take the same inputs or the candidate lacks an output, OnnxOptError for whatever
     else is wrong with the arguments or the files.
@@ -199,6 +211,7 @@ def judge(
         (sizes[0], sizes[1]),
         gates,
         options,
+        [w for w in targets if w.name != NATIVE.name],
         track,
     )
 
@@ -216,18 +229,49 @@ def _judged(
     sizes: tuple[int, int],
     gates: Gates,
     options: RunOptions,
+    wanted: Sequence[Wanted],
     track: Track,
 ) -> Report:
-    """The report with a validation, what the gates say of it, and the verdict."""
-    validation = compare(reference, candidate, test, threads=options.threads, batch=options.batch, track=track)
-    elsewhere = options.target.name not in (validation.target, ANY.name)
-    if elsewhere:
-        note = f"validated on {validation.target}, not on {options.target.name}"
-        report = replace(report, notes=(*report.notes, note))
-    results = evaluate(gates, validation, *sizes, elsewhere=elsewhere)
+    """The report with a validation here and on other targets, what the gates say of it, and the verdict."""
+    with as_file(reference) as original, as_file(candidate) as other:
+        validation = compare(original, other, test, threads=options.threads, batch=options.batch, track=track)
+        targets = on_targets(
+            *(original, other, test, wanted, gates),
+            native=validation,
+            threads=options.threads,
+            batch=options.batch,
+            track=track,
+        )
+    results = evaluate(gates, validation, *sizes, elsewhere=_elsewhere(options.target))
+    results += (on_all(targets),) if targets else ()
     holds = all(gate.holds is not False for gate in results)
     verdict: Verdict = "accepted" if holds else "forced" if options.force else "rejected"
-    return replace(report, validation=(validation,), gates=results, verdict=verdict)
+    return replace(report, validation=(validation,), targets=targets, gates=results, verdict=verdict)
+
+
+def _elsewhere(target: Target) -> bool:
+    return target.name not in (NATIVE.name, ANY.name)
+
+
+def _made_for(target: Target) -> list[Wanted]:
+    """What a model made for that target is run on besides this machine, as far as that can be done from here."""
+    if target == NATIVE:
+        return []
+    # What is right everywhere must be right where sums overflow; emulators are slower, and left to those who ask.
+    names = f"{X86_AVX2.name},{X86_AVX512.name}" if target == ANY else target.name
+    return [w for w in parse_targets(names) if not isinstance(find_way(w), Unavailable)]
+
+
+def _warnings(model: Model, target: Target, report: Report) -> list[str]:
+    """What to know of other processors."""
+    if _elsewhere(target) and not report.targets:
+        why = "; ".join(dict.fromkeys(str(find_way(w)) for w in parse_targets(target.name)))
+        return [f"validated on {NATIVE.name}, not on {target.name}: {why}"]
+    risk = overflow_risk(model) if target == NATIVE else ()
+    if not risk:
+        return []
+    layers = "1 layer" if len(risk) == 1 else f"{len(risk)} layers"
+    return [f"on x86 without VNNI (avx2, avx512) sums of {layers} overflow: --target any, or x86-64-avx2, guards them"]
 
 
 def default_output(source: str | Path) -> Path:
@@ -266,4 +310,6 @@ def _remarks(report: Report, steps: Sequence[Pass]) -> dict[str, str]:
             "speedup": round(validation.speedup, 2),
         }
         remarks[f"validation.{validation.target}"] = json.dumps(figures)
+    if report.targets:
+        remarks["targets"] = json.dumps({t.target: t.status for t in report.targets})
     return {REMARK + key: value for key, value in remarks.items()}

@@ -12,6 +12,7 @@ import click
 from onnxopt.check.limits import parse_share, parse_size
 from onnxopt.errors import SpecError
 from onnxopt.runtime.target import NATIVE, TARGETS, Target, find_target
+from onnxopt.targets.spec import Wanted, parse_targets
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,6 +89,19 @@ class TargetName(click.ParamType[Target]):
             self.fail(str(error), param, ctx)
 
 
+class TargetList(click.ParamType[tuple[Wanted, ...]]):
+    """``x86,arm64-cortex-a72,ssh://pi@kitchen``: where a model is run."""
+
+    name = "targets"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Wanted, ...]:
+        """The targets."""
+        try:
+            return value if isinstance(value, tuple) else parse_targets(value)
+        except SpecError as error:
+            self.fail(str(error), param, ctx)
+
+
 def dim_option(command: F) -> F:
     """--dim"""
     option = click.option(
@@ -143,6 +157,31 @@ def target_option(command: F) -> F:
         metavar="NAME",
         help=f"What the model will run on: {', '.join(TARGETS)}.",
     )(command)
+
+
+def target_options(command: F) -> F:
+    """--target and --require-target of what runs a model on targets; each may be given several times."""
+    for option in (
+        click.option(
+            "--require-target",
+            "required",
+            type=TargetList(),
+            multiple=True,
+            metavar="LIST",
+            help="Run it there too; where that is not possible, end with exit code 4.",
+        ),
+        click.option(
+            "--target",
+            "targets",
+            type=TargetList(),
+            multiple=True,
+            metavar="LIST",
+            help="Run it there, such as x86,arm64 or ssh://pi@kitchen (onnxopt targets lists them).  [default: "
+            "native, x86-64-avx2, x86-64-avx512, arm64, as far as they can be run here]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def output_options(command: F) -> F:

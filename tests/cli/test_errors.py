@@ -218,7 +218,7 @@ def test_a_full_disk(net: Path) -> None:
 @pytest.mark.parametrize("command", ["optimize", "validate", "inspect"])
 @pytest.mark.parametrize("option", ["--report", "--log-file"])
 def test_inputs_are_not_written_over(command: str, option: str, net: Path, run) -> None:
-    files = {"optimize": [net, *CLEAN], "validate": [net, net], "inspect": [net]}[command]
+    files = {"optimize": [net, *CLEAN], "validate": [net, net, "--target", "native"], "inspect": [net]}[command]
     before = net.read_bytes()
     done = run(command, *files, option, net)
     assert (done.code, done.out) == (2, "")
@@ -239,7 +239,7 @@ def test_a_recipe_is_not_written_over(net: Path, run) -> None:
 @pytest.mark.parametrize(("place", "message"), [("no/r.json", "cannot write"), ("", "is a folder: name a file with")])
 def test_a_report_that_cannot_be_written(command: str, place: str, message: str, net: Path, run) -> None:
     """It is noticed before the work is done, and before anything is saved."""
-    files = {"optimize": [net, *CLEAN], "validate": [net, net], "inspect": [net]}[command]
+    files = {"optimize": [net, *CLEAN], "validate": [net, net, "--target", "native"], "inspect": [net]}[command]
     done = run(command, *files, "--report", net.parent / place)
     assert (done.code, done.out) == (2, "")
     assert message in done.err

@@ -1,0 +1,341 @@
+"""A candidate on other processors: how good its answers are there, how near to its answers here, how fast.
+
+The float original runs here only: in float32, processors differ by a few units in the last place. The candidate runs
+everywhere on the same samples, as many as its time there allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxopt.check.causes import find_causes
+from onnxopt.check.departure import Departure, find_departure
+from onnxopt.check.gates import MIN_SPEEDUP, Gates, answers, fast_enough
+from onnxopt.check.quality import Comparison, Quality
+from onnxopt.check.sampling import Sample, affordable, draw
+from onnxopt.check.validate import leading
+from onnxopt.errors import ExecutionError, TargetError
+from onnxopt.graph import io
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array, Feed
+from onnxopt.numerics.tolerance import ERROR_FLOOR, ERROR_GROWTH, allowed, deviation
+from onnxopt.progress import Track, silent
+from onnxopt.report import words
+from onnxopt.report.report import TargetResult, Validation
+from onnxopt.runtime.audit import is_quantized
+from onnxopt.runtime.exchange import Job
+from onnxopt.runtime.session import __version__ as ort_version
+from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512, Target
+from onnxopt.runtime.timing import Timing
+from onnxopt.targets.find import find_way
+from onnxopt.targets.native import Native
+from onnxopt.targets.spec import Wanted, parse_targets
+from onnxopt.targets.way import Unavailable, Way
+
+if TYPE_CHECKING:
+    from onnxopt.data.dataset import Dataset
+
+Outputs = Mapping[str, Array]
+
+# Seconds for one round of timing, how many rounds, and runs that are not counted.
+_ROUND_S, _ROUNDS, _WARM_UP = 1.2, 3, 2
+_MIN_PAIRS, _MAX_PAIRS = 5, 300
+# A time limit is for what hangs: so much longer than it should take, and the start.
+_PATIENCE, _START_S = 10, 120
+
+
+def default_targets() -> tuple[Wanted, ...]:
+    """The machine at hand, the x86 processors whose integer sums may overflow, ARM: those that can be run from here."""
+    wanted = parse_targets(f"{NATIVE.name},{X86_AVX2.name},{X86_AVX512.name},arm64")
+    return tuple(w for w in wanted if not isinstance(find_way(w), Unavailable))
+
+
+def on_targets(
+    reference: Path,
+    candidate: Path,
+    dataset: Dataset,
+    wanted: Sequence[Wanted],
+    gates: Gates,
+    *,
+    native: Validation | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    track: Track = silent,
+) -> tuple[TargetResult, ...]:
+    """The candidate on each target: it passes where the gates on answers hold, the error does not grow much over that
+    of this machine, and, where the clock means something, it is not slower than the original.
+
+    ``native`` is the validation on this machine over all samples: where a target can only afford some of them, what it
+    changes in those is added to that. Raises ExecutionError when a model cannot be run here.
+    """
+    ways = [find_way(w) for w in wanted]
+    if all(isinstance(way, Unavailable) for way in ways):
+        return tuple(_unchecked(w, "", str(way)) for w, way in zip(wanted, ways, strict=True))
+    bench, counts = _prepare((reference, candidate), dataset, ways, gates, native, threads, batch)
+    results = []
+    for w, way, count in zip(wanted, ways, counts, strict=True):
+        for _ in track((w.name,), f"on {w.name}"):
+            started = time.perf_counter()
+            result = _unchecked(w, "", str(way)) if isinstance(way, Unavailable) else bench.judge(w, way, count)
+            results.append(replace(result, seconds=time.perf_counter() - started))
+    return tuple(results)
+
+
+def _prepare(
+    paths: tuple[Path, Path],
+    dataset: Dataset,
+    ways: Sequence[Way | Unavailable],
+    gates: Gates,
+    native: Validation | None,
+    threads: int,
+    batch: int,
+) -> tuple[_Bench, list[int]]:
+    """What all targets share, and how many samples each gets (0 where it cannot be run)."""
+    model = io.load(paths[1])
+    quantized = is_quantized(model)
+    first = next(iter(dataset.batches(batch, stop=batch)))
+    size = 1 if dataset.batching.whole else leading(first)
+    probe = Native().run(Job(models=paths, feeds=(first,), threads=threads, runs=4))
+    seconds = tuple(min(run.run_s[1:]) / size for run in probe.runs)
+    held = [first, *(outputs for run in probe.runs for outputs in run.outputs)]
+    nbytes = sum(value.nbytes for values in held for value in values.values()) // size
+    counts = [
+        0 if isinstance(way, Unavailable) else affordable(dataset, seconds[1] * _slowdown(way, quantized), nbytes)
+        for way in ways
+    ]
+    sample = draw(dataset, counts)
+    limit = _limit(sum(seconds) * sample.dataset.count)
+    ran = Native().run(Job(models=paths, feeds=sample.feeds, threads=threads, timeout_s=limit))
+    expected, here = (run.outputs or tuple({} for _ in sample.feeds) for run in ran.runs)
+    bench = _Bench(
+        paths=paths,
+        model=model,
+        quantized=quantized,
+        seconds=(seconds[0], seconds[1]),
+        first=first,
+        batch=size,
+        sample=sample,
+        expected=expected,
+        here=here,
+        gates=gates,
+        native=native,
+        threads=threads,
+    )
+    return bench, counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What all targets share. ``seconds`` that the original and the candidate take here for a sample; ``expected`` and
+    ``here`` are what they give for each feed of the sample."""
+
+    paths: tuple[Path, Path]
+    model: Model
+    quantized: bool
+    seconds: tuple[float, float]
+    first: Feed
+    batch: int
+    sample: Sample
+    expected: Sequence[Outputs]
+    here: Sequence[Outputs]
+    gates: Gates
+    native: Validation | None
+    threads: int
+
+    def judge(self, wanted: Wanted, way: Way, count: int) -> TargetResult:
+        """The candidate on one target, on at least so many samples."""
+        try:
+            there, feeds, samples, version = self._run(way, count)
+        except TargetError as error:
+            return _unchecked(wanted, way.how, str(error))
+        except ExecutionError as error:
+            return TargetResult(wanted.name, way.how, "failed", str(error))
+        if not there or not set(there[0]) & set(self.expected[0]):
+            return _unchecked(wanted, way.how, "none of its outputs can be brought back to be compared")
+        expected = [{k: v for k, v in e.items() if k in t} for e, t in zip(self.expected, there, strict=False)]
+        labels = None if self.sample.labels is None else self.sample.labels[:samples]
+        quality = _compared(feeds, expected, there, labels, samples)
+        here = _compared(feeds, expected, self.here, labels, samples)
+        parity = _compared(feeds, self.here, there, None, samples, names=set(expected[0]))
+        result = TargetResult(
+            target=wanted.name,
+            how=way.how,
+            status="passed",
+            why="",
+            samples=samples,
+            sqnr_db=quality.sqnr_db,
+            native_sqnr_db=here.sqnr_db,
+            agreement=quality.agreement,
+            native_agreement=here.agreement,
+            accuracy=quality.accuracy,
+            native_accuracy=here.accuracy,
+            parity_db=parity.sqnr_db,
+            parity_agreement=parity.agreement,
+            parity_error=max((o.max_error for o in parity.outputs if o.equal is None), default=None),
+        )
+        result, slow, notes = self._timed(result, wanted, way)
+        whole = quality
+        if self.native is not None and samples < self.native.samples:
+            whole = estimate(self.native, here, quality, samples)
+        problems = [g.why for g in answers(self.gates, whole, samples) if g.holds is False]
+        problems += _grown(here, quality) if self.quantized else _apart(self.here, there)
+        problems += slow
+        if samples < self.sample.total:
+            notes.append(f"{samples} of {self.sample.total} samples, as time allows")
+        if version != ort_version:
+            notes.append(f"ONNX Runtime {version} there, {ort_version} here")
+        result = replace(result, status="failed" if problems else "passed", why="; ".join([*problems, *notes]))
+        if result.status == "failed" or (self.quantized and way.timed and parity.sqnr_db != np.inf):
+            worst = self.sample.worst(self.here, there)
+            return self._explained(result, wanted, way, worst)
+        return result
+
+    def _run(self, way: Way, count: int) -> tuple[tuple[Outputs, ...], tuple[Feed, ...], int, str]:
+        """What the candidate gives there for how many samples of which feeds, and ONNX Runtime's version there.
+
+        The first feed tells how long the others take: the guess that ``count`` comes from may be far too low.
+        """
+        guess = self.seconds[1] * _slowdown(way, self.quantized)
+        few, done = self.sample.first(1)
+        job = Job(models=(self.paths[1],), feeds=few, threads=self.threads, timeout_s=_limit(guess * done))
+        answer = way.run(job)
+        run = answer.runs[0]
+        took = sum(run.run_s) / done
+        feeds, samples = self.sample.first(max(min(count, affordable(self.sample.dataset, took, 0)), done))
+        rest = feeds[len(few) :]
+        if not rest:
+            return run.outputs, feeds, samples, answer.onnxruntime
+        more = way.run(replace(job, feeds=rest, timeout_s=_limit(max(guess, took) * samples)))
+        return (*run.outputs, *more.runs[0].outputs), feeds, samples, answer.onnxruntime
+
+    def _timed(self, result: TargetResult, wanted: Wanted, way: Way) -> tuple[TargetResult, list[str], list[str]]:
+        """The result with the times of original and candidate there, in turn; what is too slow, and what to say."""
+        if not way.timed:
+            return result, [], []
+        pair = (self.seconds[0] * way.slowdown + self.seconds[1] * way.slowdown_int8) * self.batch
+        runs = _WARM_UP + int(np.clip(_ROUND_S / pair, _MIN_PAIRS, _MAX_PAIRS))
+        job = Job(
+            models=self.paths,
+            feeds=(self.first,),
+            threads=self.threads,
+            runs=runs,
+            keep=False,
+            timeout_s=_limit(runs * pair),
+        )
+        rounds = []
+        try:
+            for _ in range(_ROUNDS):
+                times = [1e3 * np.array(run.run_s[_WARM_UP:]) for run in way.run(job).runs]
+                rounds.append(Timing.of(times[0], times[1]))
+        except (ExecutionError, TargetError) as error:
+            return result, [], [f"not timed: {error}"]
+        timing = Timing.over(rounds)
+        result = replace(
+            result,
+            latency_ms=float(np.median(timing.candidate_ms)),
+            latency_reference_ms=float(np.median(timing.reference_ms)),
+            speedup=timing.speedup,
+            speedup_low=timing.speedup_low,
+            speedup_high=timing.speedup_high,
+        )
+        line = f"{timing.speedup:.2f} times as fast as the original"
+        if fast_enough(self._speed_gates(wanted), timing.speedup, timing.speedup_high):
+            return result, [], []
+        if self.quantized and _no_integer_kernels(wanted.target):
+            return result, [], [f"{line}: processors without AVX2 have no integer kernels that are faster than float"]
+        return result, [line], []
+
+    def _speed_gates(self, wanted: Wanted) -> Gates:
+        """A speed that was asked for is asked of devices; processors that are masked must only not be slower."""
+        asked = self.gates.min_speedup
+        keep = wanted.address is not None or asked is None or asked < MIN_SPEEDUP
+        return self.gates if keep else replace(self.gates, min_speedup=None)
+
+    def _explained(self, result: TargetResult, wanted: Wanted, way: Way, feed: Feed) -> TargetResult:
+        """The result with the layer that departs first, and for a failure with what causes it."""
+        departure: Departure | None = None
+        with suppress(ExecutionError, TargetError):  # graphs whose inner tensors cannot be read are still judged
+            departure = find_departure(self.model, feed, way, threads=self.threads)
+        causes = find_causes(self.model, wanted.target, departure) if result.status == "failed" else ()
+        return replace(result, departure=None if departure is None else str(departure), causes=causes)
+
+
+def estimate(native: Validation, here: Quality, there: Quality, samples: int) -> Quality:
+    """What all samples would show there: what they show here, and what the target changes on some of them.
+
+    One answer among these decides nothing: a change of a share counts less one sample.
+    """
+
+    def share(all_here: float | None, some_here: float | None, some_there: float | None) -> float | None:
+        if all_here is None or some_here is None or some_there is None:
+            return some_there
+        change = some_there - some_here
+        return all_here + float(np.sign(change)) * max(abs(change) - 1 / samples, 0.0)
+
+    change = 0.0 if here.sqnr_db == there.sqnr_db else there.sqnr_db - here.sqnr_db
+    finite = np.isfinite(change) and np.isfinite(native.sqnr_db)
+    return replace(
+        there,
+        sqnr_db=native.sqnr_db + change if finite else min(native.sqnr_db, there.sqnr_db),
+        agreement=share(native.agreement, here.agreement, there.agreement),
+        accuracy=share(native.accuracy, here.accuracy, there.accuracy),
+        accuracy_reference=native.accuracy_reference if native.accuracy is not None else there.accuracy_reference,
+    )
+
+
+def _no_integer_kernels(target: Target) -> bool:
+    return target.architecture == "x86-64" and "avx2" not in target.instructions
+
+
+def _limit(seconds: float) -> float:
+    return _START_S + _PATIENCE * seconds
+
+
+def _slowdown(way: Way, quantized: bool) -> float:
+    return way.slowdown_int8 if quantized else way.slowdown
+
+
+def _compared(
+    feeds: Iterable[Feed],
+    expected: Iterable[Outputs],
+    found: Iterable[Outputs],
+    labels: Array | None,
+    samples: int,
+    names: set[str] | None = None,
+) -> Quality:
+    comparison = Comparison(labels)
+    for feed, a, b in zip(feeds, expected, found, strict=False):
+        comparison.add(feed, {k: v for k, v in a.items() if names is None or k in names}, b)
+    return comparison.result(samples)
+
+
+def _grown(here: Quality, there: Quality) -> list[str]:
+    """The error of a quantized model there, if it is much larger than here."""
+    before, after = (10 ** (-q.sqnr_db / 10) for q in (here, there))
+    if after <= ERROR_GROWTH * before + ERROR_FLOOR:
+        return []
+    times = f"{after / before:.3g} times the energy of here" if before > 0 and after < np.inf else "new there"
+    return [f"the error is {times} ({words.decibels(there.sqnr_db)} after {words.decibels(here.sqnr_db)})"]
+
+
+def _apart(here: Sequence[Outputs], there: Sequence[Outputs]) -> list[str]:
+    """The output of a float model that differs by more than rounding explains."""
+    for a, b in zip(here, there, strict=False):
+        for name in a.keys() & b.keys():
+            if not np.issubdtype(a[name].dtype, np.inexact):
+                continue
+            apart = deviation(a[name], b[name])
+            if apart > allowed(a[name].dtype):
+                return [f"'{name}' differs by {apart:.2g} of its largest value, more than rounding explains"]
+    return []
+
+
+def _unchecked(wanted: Wanted, how: str, why: str) -> TargetResult:
+    return TargetResult(wanted.name, how, "not checked", why)
