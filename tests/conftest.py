@@ -1,8 +1,9 @@
-"""A zoo of awkward little graphs, each with one thing in it that makes channels hard to follow."""
+"""A zoo of awkward little graphs, each with one thing in it that makes channels hard to follow; ARM in emulation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.graph.model import Model
+from onnxopt.runtime.target import TARGETS
+from onnxopt.targets.emulated import find_emulator
+from onnxopt.targets.folders import arm64_folder
+from onnxopt.targets.way import Unavailable
 
 Build = Callable[[], onnx.ModelProto]
 
@@ -277,6 +282,15 @@ def zoo() -> dict[str, Build]:
 def net() -> type[Net]:
     """The writer of small graphs."""
     return Net
+
+
+@pytest.fixture(scope="session")
+def arm64() -> Path:
+    """The folder of the ARM system that ``onnxopt targets setup arm64`` made; without one the test is skipped."""
+    found = find_emulator(TARGETS["arm64-cortex-a53"])
+    if isinstance(found, Unavailable):
+        pytest.skip(f"ARM cannot be emulated: {found}")
+    return arm64_folder()
 
 
 @pytest.fixture
