@@ -124,7 +124,7 @@ def answer_of(stdout: bytes, stderr: bytes, code: int, where: str) -> dict[str, 
         reason = " ".join(str(answer.get("error", "")).split())[:300]
         if answer.get("stage") == "import":
             raise TargetError(
-                f"Python {where} lacks what the runner needs: {reason}; pip install onnxruntime numpy there"
+                f"Python {where} lacks what the runner needs: {reason}; run 'pip install onnxruntime numpy' there"
             )
         raise ExecutionError(f"the model failed to {answer.get('stage')} {where}: {reason}")
     return dict(answer)
