@@ -91,7 +91,10 @@ class Device:
         """Exit code, standard output and error of the runner; its outputs go into the folder."""
         try:
             _skip_to(there.stdout, token)
-            said = json.loads(there.stdout.readline(_LIMIT_LINE))
+            head = there.stdout.readline(_LIMIT_LINE)
+            if not head:
+                raise EOFError
+            said = json.loads(head)
             if "error" in said:
                 raise _no_room(self.address, said["errno"], str(said["error"]))
             if said["code"] is None:

@@ -64,11 +64,11 @@ class Program:
         self.end()
         self._threads[-1].join(1)
         if time.monotonic() - self._started >= self._limit_s:
-            return TargetError(f"{self.name} gave no answer within {self._limit_s:.0f} s")
+            return TargetError(f"{self.name} gave no answer within {self._limit_s:.3g} s")
         said = bytes(self._errors).decode("utf-8", "replace")
         last = plain(said.strip().rpartition("\n")[2])
         if "onnxopt needs Python 3.8" in said:
-            return TargetError(f"{last.capitalize()} on {self.name}: name a newer one with ?python=...")
+            return TargetError(f"{last} on {self.name}: name a newer one with ?python=...")
         if self._process.returncode in _NO_PROGRAM:
             return TargetError(
                 f"there is no '{python}' that can be started on {self.name}: install Python 3.8 or newer there, "

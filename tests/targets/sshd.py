@@ -26,9 +26,9 @@ class Sshd:
     """Listens on ``port``. ``cache`` is where its sessions keep what they keep, ``bin`` a folder for interpreters."""
 
     def __init__(self, folder: Path, unpacked: Path) -> None:
-        for tool in ("ssh", "ssh-keygen"):
-            if not shutil.which(tool):
-                raise Missing(f"{tool} is not installed")
+        self.ssh = shutil.which("ssh")
+        if not self.ssh or not shutil.which("ssh-keygen"):
+            raise Missing("OpenSSH's client is not installed")
         self.folder, self.port = folder, _free_port()
         self.cache, self.bin = folder / "cache of the device", folder / "bin"
         self.bin.mkdir()
@@ -76,7 +76,15 @@ class Sshd:
             f'StrictHostKeyChecking yes\nUserKnownHostsFile "{self.folder}/known_hosts"\n'
             f"GlobalKnownHostsFile none\nUser {pwd.getpwuid(os.getuid()).pw_name}\n"
         )
-        _script(place / "ssh", f'exec {shutil.which("ssh")} -F {shlex.quote(str(config))} "$@"')
+        _script(place / "ssh", f'exec {self.ssh} -F {shlex.quote(str(config))} "$@"')
+        return place
+
+    def stand_in(self) -> Path:
+        """A folder with an ``ssh`` in it that runs the command here, without a connection: faster."""
+        place = self.folder / "stand-in"
+        place.mkdir(exist_ok=True)
+        cache = shlex.quote(str(self.cache))
+        _script(place / "ssh", f'for command; do :; done; XDG_CACHE_HOME={cache} exec sh -c "$command"')
         return place
 
     def interpreter(self, name: str, body: str) -> str:
@@ -88,17 +96,20 @@ class Sshd:
         found, parents = [self.process.pid], _parents()
         for _ in range(3):
             found += [pid for pid, parent in parents.items() if parent in found and pid not in found]
-        return [pid for pid in found[1:] if b"sshd" in _command(pid)]
+        return [pid for pid in found[1:] if b"sshd" in _read(pid, "cmdline")]
 
     def processes(self) -> list[int]:
-        """What runs on the device: processes that have a job's folder in their command."""
-        return [
-            pid for pid in _parents() if b"onnxopt-job-" in _command(pid) and os.fsencode(self.cache) in _command(pid)
-        ]
+        """What runs on the device: the far end, known by its environment, and the runner, by the folder it runs in."""
+        cache = os.fsencode(self.cache)
+        return [pid for pid in _parents() if cache in _read(pid, "cmdline") or cache in _read(pid, "environ")]
+
+    def runners(self) -> list[int]:
+        """The runners among them."""
+        return [pid for pid in self.processes() if b"runner.py" in _read(pid, "cmdline")]
 
     def left(self) -> list[str]:
         """What lies on the device."""
-        return sorted(str(p.relative_to(self.cache)) for p in self.cache.rglob("*")) if self.cache.exists() else []
+        return sorted(os.path.join(at, name) for at, folders, files in os.walk(self.cache) for name in folders + files)
 
     def stop(self) -> None:
         """End it."""
@@ -158,9 +169,9 @@ def _parents() -> dict[int, int]:
     return found
 
 
-def _command(pid: int) -> bytes:
+def _read(pid: int, name: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
 
