@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from onnxopt.deploy.finding import Finding
+from onnxopt.deploy.opset import readable
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
+from onnxopt.deploy.trial import fault_of, run_bounded, telling
 from onnxopt.errors import ExecutionError
 from onnxopt.runtime import session
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.local import run_in_child
-from onnxopt.runtime.releases import find_release, parse_version
 from onnxopt.targets.spec import PROVIDERS
 
 _NAME = "operators"
@@ -46,21 +48,33 @@ def _runs(subject: Subject, name: str) -> Finding:
     if provider not in session.providers():
         why = f"the installed ONNX Runtime {session.__version__} has no {provider}"
         return Finding(_NAME, "not run", why, remedy="install a build that has it")
-    release = find_release(parse_version(session.__version__))
-    opset = max((o.version for o in subject.proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    settings = {} if provider == _CPU else _ALONE
     try:
-        run_in_child(Job(models=(subject.path,), feeds=[], keep=False, providers=(provider,), settings=settings))
+        _load(subject, provider)
     except ExecutionError as error:
-        if release is not None and (opset > release.opset or subject.proto.ir_version > release.ir):
-            return Finding(_NAME, "not run", f"ONNX Runtime {session.__version__} does not read it: see 'opset'")
-        why = f"{provider} cannot run the model alone: {error}"
-        return Finding(_NAME, "failed", why, places=_places(str(error)), remedy=_remedy(provider))
+        return _refused(subject, provider, telling(str(error)))
     return Finding(_NAME, "passed", f"{provider} of ONNX Runtime {session.__version__} runs every node")
 
 
+def _load(subject: Subject, provider: str) -> None:
+    if provider == _CPU:
+        run_bounded((subject.path,), (), keep=False)
+    else:  # drivers reserve more addresses than there is memory: no bounds
+        run_in_child(Job(models=(subject.path,), feeds=(), keep=False, providers=(provider,), settings=_ALONE))
+
+
+def _refused(subject: Subject, provider: str, why: str) -> Finding:
+    if not readable(subject.proto):
+        return Finding(_NAME, "not run", f"ONNX Runtime {session.__version__} does not read it: see 'opset'")
+    fault = fault_of(why)
+    if fault in ("memory", "latency"):
+        return Finding(_NAME, "not run", f"the model cannot be loaded: see '{fault}'")
+    why = f"{provider} cannot run the model alone: {why}"
+    return Finding(_NAME, "failed", why, places=_places(why), remedy=_remedy(provider))
+
+
 def _places(message: str) -> tuple[str, ...]:
-    return next((tuple(m for m in (match,) if m) for p in _NODES for match in re.findall(p, message)), ())
+    found = (match for pattern in _NODES for match in re.findall(pattern, message) if match)
+    return tuple(itertools.islice(found, 1))
 
 
 def _remedy(provider: str) -> str:

@@ -196,11 +196,6 @@ def read_policy(file: str | Path) -> Policy:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(f"the policy {file} is not TOML: {error}") from None
     try:
-        return parse_policy(content, file.parent)
+        return Policy().with_tables(content, file.parent)
     except SpecError as error:
         raise SpecError(f"{file}: {error}") from None
-
-
-def parse_policy(content: Mapping[str, Any], folder: Path) -> Policy:
-    """A policy from parsed TOML. Raises SpecError."""
-    return Policy().with_tables(content, folder)

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from onnxopt.deploy.accuracy import check_accuracy
+from onnxopt.deploy.audit import check_audit
+from onnxopt.deploy.determinism import check_determinism
+from onnxopt.deploy.edges import check_edges
 from onnxopt.deploy.external_data import check_external_data
 from onnxopt.deploy.finding import CheckReport, Finding, ModelFile
+from onnxopt.deploy.latency import check_latency
+from onnxopt.deploy.memory import check_memory
 from onnxopt.deploy.operators import check_operators
 from onnxopt.deploy.opset import check_opset
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.provenance import check_provenance
+from onnxopt.deploy.saturation import check_saturation
 from onnxopt.deploy.size import check_size
 from onnxopt.deploy.structure import check_structure
 from onnxopt.deploy.subject import Subject
+from onnxopt.deploy.targets import check_targets
 from onnxopt.errors import ModelError, OnnxOptError
 from onnxopt.graph import io
 from onnxopt.report.json import plain
 from onnxopt.runtime.machine import machine, versions
+from onnxopt.runtime.releases import parse_version
+from onnxopt.runtime.target import find_target
 from onnxopt.targets.find import require
 from onnxopt.targets.spec import parse_targets
 
@@ -44,21 +55,26 @@ CHECKS: tuple[Check, ...] = (
     Check("operators", "there is a kernel for every operator and type", check_operators),
     Check("size", "the model fits onto the device", check_size),
     Check("provenance", "it is the very file that was accepted", check_provenance),
+    Check("saturation", "no sum overflows 16 bits on some x86 processors", check_saturation),
+    Check("audit", "what is quantized executes in integers", check_audit),
+    Check("edges", "no NaN or infinity at the edge of the data, and all free sizes work", check_edges),
+    Check("determinism", "equal answers each time, whatever the number of threads", check_determinism),
+    Check("memory", "running it takes no more memory than allowed", check_memory),
+    Check("latency", "running it takes no longer than allowed, or than its reference", check_latency),
+    Check("accuracy", "its answers are as good as demanded", check_accuracy),
+    Check("targets", "its answers are as good on other processors", check_targets),
 )
 
 
 def check(subject: Subject, policy: Policy) -> CheckReport:
     """Run the checks that the policy wants.
 
-    Raises ModelError when there is no such file, TargetError when a required target is not available, SpecError for
-    targets that do not exist.
+    Raises ModelError when there is no such file, DataError for data that cannot be read, SpecError for a policy that
+    names what does not exist, TargetError when a required target is not available. What is wrong with the model itself
+    is in the report.
     """
     started = time.monotonic()
-    if not subject.path.is_file():
-        kind = "is a folder; name the .onnx file in it" if subject.path.is_dir() else "is no file that can be read"
-        raise ModelError(f"{subject.path} {kind}")
-    if policy.targets.require is not None:
-        require(parse_targets(policy.targets.require))
+    _can_start(subject, policy)
     wanted = [c for c in CHECKS if policy.wanted(c.name)]
     findings: list[Finding] = []
     for one in subject.track(wanted, "checks"):
@@ -74,6 +90,25 @@ def check(subject: Subject, policy: Policy) -> CheckReport:
         machine=machine(),
         seconds=time.monotonic() - started,
     )
+
+
+def _can_start(subject: Subject, policy: Policy) -> None:
+    """Is what was asked for possible? What is wrong here is no fault of the model."""
+    for path in (subject.path, policy.accuracy.reference, policy.provenance.accepted):
+        if path is not None and not path.is_file():
+            raise ModelError(f"{path} is {'a folder: name a file in it' if path.is_dir() else 'no file that is there'}")
+    if policy.opset.ort is not None:
+        parse_version(policy.opset.ort)
+    if policy.saturation.target is not None:
+        find_target(policy.saturation.target)
+    for targets in (policy.targets.run, policy.latency.target):
+        if targets is not None:
+            parse_targets(targets)
+    if policy.targets.require is not None:
+        require(parse_targets(policy.targets.require))
+    if subject.data is not None:
+        with suppress(ModelError):  # which the checks tell
+            _ = subject.dataset
 
 
 def _findings(one: Check, subject: Subject, policy: Policy, before: list[Finding]) -> list[Finding]:

@@ -6,6 +6,7 @@ the others were not run.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from onnxopt.deploy.finding import Finding
 from onnxopt.errors import ExecutionError
 from onnxopt.graph.signature import Feed
+from onnxopt.report import words
 from onnxopt.runtime import bounded
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.local import Launch, run_in_child
@@ -69,20 +71,34 @@ def try_out(subject: Subject) -> Trial:
     try:
         return Trial(feed, run_bounded((subject.path,), (feed, feed)))
     except ExecutionError as error:
-        return Trial(feed, None, str(error), _fault(str(error)))
+        fault = fault_of(str(error))
+        asks = f"it asks for more memory than the {words.size(_most())} that it may have here: "
+        return Trial(feed, None, (asks if fault == "memory" else "") + telling(str(error)), fault)
 
 
 def run_bounded(
     models: tuple[Path, ...], feeds: Sequence[Feed], *, threads: int = 1, runs: int = 1, keep: bool = True
 ) -> Answer:
     """Run models in a process that cannot take this machine down. Raises ExecutionError."""
-    most = int(_SHARE * int(machine()["memory_bytes"] or _UNKNOWN))  # type: ignore[arg-type]  # it is an int or None
-    launch = Launch(command=(sys.executable, "-I", bounded.__file__, str(most)))
+    launch = Launch(command=(sys.executable, "-I", bounded.__file__, str(_most())))
     job = Job(models=models, feeds=feeds, threads=threads, runs=runs, keep=keep, timeout_s=TIME_LIMIT_S)
     return run_in_child(job, launch)
 
 
-def _fault(why: str) -> Fault:
+def telling(why: str) -> str:
+    """A message without ONNX Runtime's numbers of errors and places in its source."""
+    why = re.sub(r"\w+: \[ONNXRuntimeError\] : \d+ : \w+ : ", "", why)
+    why = re.sub(r"/onnxruntime_src/.*?\) |/onnxruntime_src/.*", "", why)
+    return re.sub(r"Non-zero .* running (\w+) node\. Name:('[^']*') Status Message: ?", r"\1 \2 ", why).strip()
+
+
+def _most() -> int:
+    """Bytes that a process may have."""
+    return int(_SHARE * int(machine()["memory_bytes"] or _UNKNOWN))  # type: ignore[arg-type]  # it is an int or None
+
+
+def fault_of(why: str) -> Fault:
+    """Which check fails, from how a process says that it failed."""
     if any(word in why for word in _MEMORY):
         return "memory"
     if "ran longer than" in why:
