@@ -74,14 +74,13 @@ def _up_to(model: Model, departure: Departure | None) -> list[Node]:
 
 def _saturation(model: Model, reached: list[Node]) -> Cause | None:
     names = {_label(node) for node in reached}
-    every = overflow_risk(model)
-    risks = [risk for risk in every if risk.node in names]
-    if not risks:
+    risks = overflow_risk(model)
+    if not any(risk.node in names for risk in risks):
         return None
-    channels = f"{sum(r.channels for r in every)} of {sum(r.outputs for r in every)} channels"
+    channels = f"{sum(r.channels for r in risks)} of {sum(r.outputs for r in risks)} channels"
     why = (
-        "x86 without VNNI adds the products of uint8 and int8 in pairs into 16 bits, and weights as large as those of "
-        f"{_some([r.node for r in risks])} overflow there (pairs up to {max(r.worst for r in risks)}, where 128 is safe)"
+        "x86 without VNNI adds the products of uint8 and int8 in pairs into 16 bits, where the weights of "
+        f"{_some([r.node for r in risks])} overflow: pairs add up to {max(r.worst for r in risks)}, and 128 is safe"
     )
     remedies = [
         Remedy("quantize again with --target x86-64-avx2, or any", f"{channels} of those layers get up to a bit less"),

@@ -29,10 +29,21 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAvera
 _PRODUCTS = ("Gemm", "MatMul", "MatMulNBits", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "LSTM", "GRU", "RNN")
 _READERS = {*_CONVOLUTIONS, *_PRODUCTS}
 # Steps between float and integer, and what is done within the kernel before: none of them is the layer that departs.
-_AROUND = ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Cast", "Reshape", "Transpose", "Flatten", "Squeeze")
+_AROUND = (
+    "Identity",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Relu",
+    "Clip",
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+)
 _ROUNDS = 4
-_AT_ONCE = 64
-_AT_ONCE_FLOAT = 16
+# Most models have no more places than this times itself, and two rounds find the layer. All are held in memory at once.
+_AT_ONCE = 32
 # Sums of float16 numbers, each rounded to 11 bits; what the exact passes are allowed would hide how they are summed.
 _FLOAT16 = 2e-3
 
@@ -109,7 +120,7 @@ def _is_cut(node: Node, tensor: Tensor) -> bool:
 
 
 def _spread(names: Sequence[str]) -> list[str]:
-    """At most so many of them, evenly, the last among them."""
+    """Some of them, evenly, the last among them."""
     count = min(len(names), _AT_ONCE)
     return [names[i] for i in np.linspace(len(names) - 1, 0, count).astype(int)][::-1] if count else []
 
