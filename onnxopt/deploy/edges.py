@@ -17,7 +17,7 @@ from onnxopt.data.dataset import Dataset, open_dataset
 from onnxopt.deploy.finding import Finding
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
-from onnxopt.deploy.trial import run_bounded
+from onnxopt.deploy.trial import run_bounded, telling
 from onnxopt.errors import ExecutionError, OnnxOptError
 from onnxopt.graph.signature import Array, Feed, TensorSpec
 from onnxopt.graph.vocabulary import index_bounds
@@ -191,7 +191,7 @@ def _outcomes(path: Path, cases: Sequence[Case]) -> list[Outcome]:
         run = run_bounded((path,), [case.feed for case in cases]).runs[0]
     except ExecutionError as error:
         if len(cases) == 1:
-            return [Outcome(error=str(error))]
+            return [Outcome(error=telling(str(error)))]
         middle = len(cases) // 2
         return _outcomes(path, cases[:middle]) + _outcomes(path, cases[middle:])
     return [_outcome(outputs) for outputs in run.outputs] if run.outputs else [Outcome()] * len(cases)

@@ -10,9 +10,11 @@ from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.report import words
 from onnxopt.report.report import TargetResult
+from onnxopt.runtime.target import NATIVE
 from onnxopt.targets.spec import Wanted, parse_targets
 
 _NAME = "targets"
+_SET_UP = 'onnxopt targets setup arm64, or name a device: [targets] run = "ssh://..."'
 _STATUS: dict[str, Status] = {"passed": "passed", "failed": "failed", "not checked": "not run"}
 
 
@@ -32,14 +34,17 @@ def check_targets(subject: Subject, policy: Policy) -> list[Finding]:
         min_agreement=policy.accuracy.min_agreement if reference else None,
         min_sqnr=policy.accuracy.min_sqnr if reference else None,
     )
+    if not wanted:
+        return [Finding(_NAME, "not run", "no other processor can be shown from here", remedy=_SET_UP)]
     results = on_targets(reference or subject.path, subject.path, subject.dataset, wanted, gates, track=subject.track)
     return [_finding(result, reference is not None) for result in results]
 
 
 def _wanted(policy: Policy) -> tuple[Wanted, ...]:
-    """The targets that the policy names, or those that can be run from here."""
+    """The targets that the policy names, or those that can be run from here: but for this machine, which the other
+    checks run on."""
     named = [text for text in (policy.targets.run, policy.targets.require) if text is not None]
-    return parse_targets(",".join(named)) if named else default_targets()
+    return parse_targets(",".join(named)) if named else tuple(w for w in default_targets() if w.name != NATIVE.name)
 
 
 def _finding(result: TargetResult, against_reference: bool) -> Finding:

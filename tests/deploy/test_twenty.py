@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxopt.deploy.policy import Policy, parse_policy, read_policy
+from onnxopt.deploy.policy import Policy, read_policy
 from onnxopt.deploy.run import check
 from onnxopt.deploy.subject import Subject
+from onnxopt.deploy.write import write_check
 from onnxopt.errors import SpecError, TargetError
 from onnxopt.targets.find import find_way
 from onnxopt.targets.spec import parse_targets
@@ -101,9 +103,13 @@ def beside(folder: Path, **location: str) -> Path:
     return saved(model, folder)
 
 
-def data(folder: Path, values: npt.NDArray[Any], **more: npt.NDArray[Any]) -> Path:
+def data(folder: Path, values: npt.NDArray[Any], labels: npt.NDArray[Any] | None = None) -> Path:
     path = folder / "data.npz"
-    np.savez(path, x=values.astype(np.float32), **more)
+    x = values.astype(np.float32)
+    if labels is None:
+        np.savez(path, x=x)
+    else:
+        np.savez(path, x=x, labels=labels)
     return path
 
 
@@ -299,7 +305,7 @@ FAILS: dict[str, list[Callable[[Path], Case]]] = {
 
 def policy_of(case: Case) -> Policy:
     demands = dict(case.policy or {})
-    return parse_policy(demands if "targets" in demands else demands | HERE, case.path.parent)
+    return Policy().with_tables(demands if "targets" in demands else demands | HERE, case.path.parent)
 
 
 @pytest.mark.parametrize(
@@ -338,13 +344,13 @@ def test_a_policy_that_is_none_is_refused(text: str, reason: str, tmp_path: Path
 
 
 def test_a_required_target_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    policy = parse_policy({"targets": {"require": "native+qnn"}}, tmp_path)
+    policy = Policy().with_tables({"targets": {"require": "native+qnn"}}, tmp_path)
     with pytest.raises(TargetError, match="native\\+qnn"):
         check(Subject(saved(small(), tmp_path)), policy)
 
 
 def test_a_good_model_passes(tmp_path: Path) -> None:
-    report = check(Subject(saved(small(), tmp_path)), parse_policy(HERE, tmp_path))
+    report = check(Subject(saved(small(), tmp_path)), Policy().with_tables(HERE, tmp_path))
     assert report.verdict == "passed", report.findings
     assert {f.check for f in report.findings if f.status == "not run"} <= {
         "accuracy",
@@ -360,8 +366,17 @@ NAMES = ("<script>alert(1)</script>", "\x1b[31mred\x07", "]]>&\"'|`*_[a](b)", "\
 
 def test_names_that_mean_harm_do_none(tmp_path: Path) -> None:
     path = saved(integer_net(0.02, islands=NAMES), tmp_path)
-    policy = parse_policy(HERE | {"saturation": {"target": "x86-64-avx512vnni"}}, tmp_path)
+    policy = Policy().with_tables(HERE | {"saturation": {"target": "x86-64-avx512vnni"}}, tmp_path)
     report = check(Subject(path), policy)
     assert report.verdict == "passed", report.findings
     told = next(f for f in report.findings if f.check == "audit").places
     assert set(told) == set(NAMES)
+    write_check(report, tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_bytes())["findings"][7]["places"] == list(told)
+    for kind in ("xml", "sarif", "md"):
+        write_check(report, tmp_path / f"report.{kind}")
+        text = (tmp_path / f"report.{kind}").read_text(encoding="utf-8")
+        assert not set("\x1b\x07\u202e\u2028") & set(text)
+        assert len(text) < 50_000
+    ElementTree.parse(tmp_path / "report.xml")
+    assert "<script>" not in (tmp_path / "report.md").read_text(encoding="utf-8")
