@@ -26,6 +26,12 @@ class Sshd:
     """Listens on ``port``. ``cache`` is where its sessions keep what they keep, ``bin`` a folder for interpreters."""
 
     def __init__(self, folder: Path, unpacked: Path) -> None:
+        if not Path("/proc/self/environ").exists():
+            raise Missing("what runs on the device is found in Linux's /proc")
+        try:
+            self.user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            raise Missing("who runs the tests has no account to log in to") from None
         self.ssh = shutil.which("ssh")
         if not self.ssh or not shutil.which("ssh-keygen"):
             raise Missing("OpenSSH's client is not installed")
@@ -37,6 +43,11 @@ class Sshd:
         shutil.copy(folder / "user.pub", folder / "authorized_keys")
         self.known(folder / "host.pub")
         self.process = self._start(*_sshd(unpacked))
+        try:
+            _run(str(self.client() / "ssh"), "-p", str(self.port), "127.0.0.1", "true")
+        except Missing:
+            self.stop()
+            raise
 
     def _start(self, program: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         config = self.folder / "sshd_config"
@@ -74,7 +85,7 @@ class Sshd:
         config.write_text(
             f'IdentityFile "{self.folder}/{identity}"\nIdentitiesOnly yes\nIdentityAgent none\n'
             f'StrictHostKeyChecking yes\nUserKnownHostsFile "{self.folder}/known_hosts"\n'
-            f"GlobalKnownHostsFile none\nUser {pwd.getpwuid(os.getuid()).pw_name}\n"
+            f"GlobalKnownHostsFile none\nUser {self.user}\n"
         )
         _script(place / "ssh", f'exec {self.ssh} -F {shlex.quote(str(config))} "$@"')
         return place

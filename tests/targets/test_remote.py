@@ -233,6 +233,8 @@ OLD = "sys.version_info, sys.version = (3, 7, 2), '3.7.2 (default)'"
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
         (f'exec {{python}} -c "import sys; {OLD}; $2"', r"needs Python 3\.8 or newer, not 3\.7\.2 on 127\S*: name a"),
         ("echo 'This account is closed.' >&2; exit 1", r"gave no answer that can be read: This account is closed\.$"),
         ("exit 0", r"gave no answer that can be read$"),
