@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,15 +122,14 @@ def _check_places(
     model: Path, policy_file: Path | None, policy: Policy, reports: tuple[Path, ...], log_file: Path | None
 ) -> None:
     """Refuse reports of no known kind, over what is read, or over each other. The model may be broken."""
+    from onnxopt.deploy.subject import Subject
     from onnxopt.deploy.write import check_kind
-    from onnxopt.errors import OnnxOptError
-    from onnxopt.graph.io import files_of
     from onnxopt.places import check_places
 
     read: list[Path | str | None] = [model, policy_file, policy.accuracy.data, policy.accuracy.reference]
     read += [policy.provenance.accepted]
-    with suppress(OnnxOptError, ValueError, OSError):
-        read += files_of(model)
+    if model.is_file():
+        read += Subject(model).files
     for i, report in enumerate(reports):
         check_kind(report)
         check_places([], [*read, *reports[:i]], report=report, log_file=log_file)

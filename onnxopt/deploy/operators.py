@@ -22,6 +22,7 @@ _CPU = "CPUExecutionProvider"
 _ALONE = {"session.disable_cpu_ep_fallback": "1"}
 # How ONNX Runtime names the node that it cannot take.
 _NODES = (r"node with name '([^']*)'", r"[Nn]ode(?: name)?:? ?\(([^)]+)\)", r"Node:(\S+)", r"name: (\S+)")
+_UNKNOWN = re.compile(r"([\w.]+):(\w+)\(-?\d+\) is not a registered")
 _SHOWN = 20
 
 
@@ -69,11 +70,16 @@ def _refused(subject: Subject, provider: str, why: str) -> Finding:
     if fault in ("memory", "latency"):
         return Finding(_NAME, "not run", f"the model cannot be loaded: see '{fault}'")
     why = f"{provider} cannot run the model alone: {why}"
-    return Finding(_NAME, "failed", why, places=_places(why), remedy=_remedy(provider))
+    return Finding(_NAME, "failed", why, places=_places(subject, why), remedy=_remedy(provider))
 
 
-def _places(message: str) -> tuple[str, ...]:
-    found = (match for pattern in _NODES for match in re.findall(pattern, message) if match)
+def _places(subject: Subject, why: str) -> tuple[str, ...]:
+    """The nodes that the message is about, as far as it tells."""
+    unknown = _UNKNOWN.search(why)
+    if unknown is not None:
+        nodes = (n for g in subject.model.graphs() for n in g.nodes if (n.domain, n.op) == unknown.groups())
+        return tuple(n.name or n.op for n in itertools.islice(nodes, _SHOWN))
+    found = (match for pattern in _NODES for match in re.findall(pattern, why) if match)
     return tuple(itertools.islice(found, 1))
 
 

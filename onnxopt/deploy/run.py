@@ -124,9 +124,5 @@ def _findings(one: Check, subject: Subject, policy: Policy, before: list[Finding
 
 
 def _file(subject: Subject) -> ModelFile:
-    try:
-        files = {p.resolve() for p in io.files_of(subject.path)}
-    except (OnnxOptError, ValueError, OSError):  # a file that is no model
-        files = {subject.path.resolve()}
-    size = sum(p.stat().st_size for p in files if p.is_file())
+    size = sum(p.stat().st_size for p in subject.files)
     return ModelFile(str(subject.path), io.sha256(subject.path), size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from onnxopt.deploy.finding import Finding
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
-from onnxopt.graph import io
 from onnxopt.report import words
 
 _NAME = "size"
@@ -13,7 +12,7 @@ _NAME = "size"
 
 def check_size(subject: Subject, policy: Policy) -> list[Finding]:
     """The file with all its external data against the most that is allowed."""
-    size, most = sum(p.stat().st_size for p in io.files_of(subject.path)), policy.size.max
+    size, most = sum(p.stat().st_size for p in subject.files), policy.size.max
     if most is None:
         return [Finding(_NAME, "not run", f"{words.size(size)}; no limit is given", size, remedy="give [size] max")]
     why = f"{words.size(size)}, {words.size(most)} allowed"

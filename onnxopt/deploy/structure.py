@@ -18,7 +18,8 @@ _NAME = "structure"
 # Protocol buffers end there, and readers of them with them.
 _LARGEST_FILE = 2**31 - 1
 _SHOWN = 20
-_NODE = re.compile(r"[Nn]ode(?: name)?:? '?([^\s'(),:]+)")
+_NODE = re.compile(r"node name: ([^)]+)\)|Node ?\(([^)]+)\)|node '([^']+)'")
+_OLDEST_IR = 3
 
 
 def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
@@ -33,10 +34,16 @@ def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
             Finding(_NAME, "failed", why, size, _LARGEST_FILE, remedy="keep the weights as external data beside it")
         ]
     proto = subject.proto
+    if proto.ir_version < _OLDEST_IR:
+        why = f"the file names the IR version {proto.ir_version}; {_OLDEST_IR} is the first that names opsets"
+        return [Finding(_NAME, "failed", why, proto.ir_version, _OLDEST_IR, remedy="export the model again")]
     try:
         model = subject.model
     except ExternalDataError:
         return [Finding(_NAME, "not run", "its weights cannot be read: see 'external-data'")]
+    if proto.ir_version > onnx.IR_VERSION:
+        why = f"the installed onnx {onnx.__version__} knows no IR version {proto.ir_version}"
+        return [Finding(_NAME, "not run", why, proto.ir_version, onnx.IR_VERSION, remedy="install a newer onnx")]
     faults = verify.faults(model) or _inference(model)
     if faults:
         return [_fault(text) for text in faults[:_SHOWN]]
@@ -56,4 +63,6 @@ def _inference(model: Model) -> list[str]:
 
 def _fault(text: str) -> Finding:
     text = " ".join(text.split())
-    return Finding(_NAME, "failed", text, places=tuple(_NODE.findall(text)[:1]), remedy="export the model again")
+    match = _NODE.search(text)
+    places = tuple(filter(None, match.groups())) if match else ()
+    return Finding(_NAME, "failed", text, places=places, remedy="export the model again")

@@ -10,7 +10,8 @@ import onnx
 
 from onnxopt.data.dataset import Dataset, open_dataset
 from onnxopt.deploy.trial import Trial, try_out
-from onnxopt.graph import io
+from onnxopt.errors import ModelError
+from onnxopt.graph import external, io
 from onnxopt.graph.model import Model
 from onnxopt.graph.vocabulary import index_bounds
 from onnxopt.progress import Track, silent
@@ -48,6 +49,15 @@ class Subject:
     def proto(self) -> onnx.ModelProto:
         """The message as it is in the file, without external data. Do not change it. Raises ModelError."""
         return io.parse(self.path)
+
+    @property
+    def files(self) -> set[Path]:
+        """The file and those that it names, as far as they are there and where they may be."""
+        try:
+            found = external.places(self.proto, self.path.parent)
+            return {self.path.resolve(), *(p for _, p in found if isinstance(p, Path))}
+        except ModelError:
+            return {self.path.resolve()}
 
     @cached_property
     def model(self) -> Model:

@@ -169,11 +169,15 @@ def _confined(tensor: str, place: str, folder: Path, root: Path | None) -> Path:
     where = f"tensor '{tensor}' keeps its data in '{place}'"
     if not place or "\0" in place:
         raise ExternalDataError(f"tensor '{tensor}' names no data file; export the model again")
-    path = (folder / place).resolve()
+    try:
+        path = (folder / place).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, links in a circle
+        raise ExternalDataError(f"tensor '{tensor}' names the data file '{place[:80]}', which cannot be") from None
     leaves = root is None and (Path(place).is_absolute() or ".." in Path(place).parts)
     allowed = folder if root is None else root
     if leaves or not path.is_relative_to(allowed.resolve()):
         raise ExternalDataError(f"{where}, outside {allowed}: move it there, or name its folder: --allow-external-root")
-    if not path.is_file():
+    if not there:
         raise ExternalDataError(f"{where}, which is not there: put the file beside the model")
     return path
