@@ -67,10 +67,12 @@ def on_targets(
     native: Validation | None = None,
     threads: int = 1,
     batch: int = 1,
+    clock: bool = True,
     track: Track = silent,
 ) -> tuple[TargetResult, ...]:
     """The candidate on each target: it passes where the gates on answers hold, the error does not grow much over that
-    of this machine, and, where the clock means something, it is not slower than the original.
+    of this machine, and, where the clock means something, it is not slower than the original (``clock`` False: not
+    timed at all).
 
     ``native`` is the validation on this machine over all samples: where a target can only afford some of them, what it
     changes in those is added to that. Raises ExecutionError when a model cannot be run here.
@@ -79,6 +81,7 @@ def on_targets(
     if all(isinstance(way, Unavailable) for way in ways):
         return tuple(_unchecked(w, "", str(way)) for w, way in zip(wanted, ways, strict=True))
     bench, counts = _prepare((reference, candidate), dataset, ways, gates, native, threads, batch)
+    bench = replace(bench, clock=clock)
     results = []
     for w, way, count in zip(wanted, ways, counts, strict=True):
         for _ in track((w.name,), f"on {w.name}"):
@@ -148,6 +151,7 @@ class _Bench:
     gates: Gates
     native: Validation | None
     threads: int
+    clock: bool = True
 
     def judge(self, wanted: Wanted, way: Way, count: int) -> TargetResult:
         """The candidate on one target, on at least so many samples."""
@@ -217,7 +221,7 @@ class _Bench:
 
     def _timed(self, result: TargetResult, wanted: Wanted, way: Way) -> tuple[TargetResult, list[str], list[str]]:
         """The result with the times of original and candidate there, in turn; what is too slow, and what to say."""
-        if not way.timed:
+        if not (way.timed and self.clock):
             return result, [], []
         pair = (self.seconds[0] * way.slowdown + self.seconds[1] * way.slowdown_int8) * self.batch
         runs = _WARM_UP + int(np.clip(_ROUND_S / pair, _MIN_PAIRS, _MAX_PAIRS))
