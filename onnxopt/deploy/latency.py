@@ -24,7 +24,7 @@ _LEAST_RUNS, _MOST_RUNS = 7, 200
 # The first runs of a session allocate and fill caches.
 _WARM_UP = 2
 # Nobody would notice less.
-_NOTICED_MS = 0.1
+_NOTICED_MS = 0.01
 
 
 def check_latency(subject: Subject, policy: Policy) -> list[Finding]:

@@ -36,7 +36,9 @@ def check_targets(subject: Subject, policy: Policy) -> list[Finding]:
     )
     if not wanted:
         return [Finding(_NAME, "not run", "no other processor can be shown from here", remedy=_SET_UP)]
-    results = on_targets(reference or subject.path, subject.path, subject.dataset, wanted, gates, track=subject.track)
+    results = on_targets(
+        reference or subject.path, subject.path, subject.dataset, wanted, gates, clock=False, track=subject.track
+    )
     return [_finding(result, reference is not None) for result in results]
 
 
