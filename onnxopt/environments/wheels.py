@@ -73,7 +73,7 @@ def _pip(*arguments: str, alone: bool = False) -> None:
     environment = {k: v for k, v in os.environ.items() if not alone or not k.startswith("PIP_")}
     if alone:
         environment["PIP_CONFIG_FILE"] = os.devnull
-    command = [sys.executable, "-m", "pip", arguments[0], *_QUIET, *arguments[1:]]
+    command = [sys.executable, "-P", "-m", "pip", arguments[0], *_QUIET, *arguments[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise TargetError(_reason(done.stderr, done.returncode))
