@@ -44,12 +44,13 @@ def list_(report: Path | None) -> None:
     check_places([], report=report)
     lines = overview()
     if report is not None:
-        found = {"schema": "onnxopt-targets-1", "targets": [asdict(line) for line in lines], "groups": groups()}
+        rows = [{**asdict(line), "available": line.available} for line in lines]
+        found = {"schema": "onnxopt-targets-1", "targets": rows, "groups": groups()}
         write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", report)
-    rows = [(line.name, ", ".join(filter(None, (*line.aliases, line.device))), line.how) for line in lines]
+    here = [(x.name, ", ".join(filter(None, (*x.aliases, x.device))), x.how) for x in lines if x.available]
     out = console()
-    out.print(table("", ("target", "also ", "runs here "), [row for row in rows if row[2]]))
-    missing = [(line.name, line.why, line.remedy) for line in lines if not line.available]
+    out.print(table("", ("target", "also ", "runs here "), here))
+    missing = [(x.name, x.why, x.remedy) for x in lines if not x.available]
     if missing:
         out.print(table("Not available here", ("target", "why ", "what to do "), missing))
     out.print(table("Groups", ("group", "stands for "), [(name, ", ".join(of)) for name, of in groups().items()]))

@@ -41,13 +41,13 @@ def offsets(program: bytes) -> list[int]:
     try:
         import capstone
     except ImportError:
-        raise TargetError("finding ONNX Runtime's CPUID instructions needs capstone: pip install capstone") from None
+        raise TargetError("finding ONNX Runtime's CPUID instructions needs capstone; pip install capstone") from None
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     try:
         segments = _segments(program)
         starts = _functions(program, segments)
-    except (struct.error, ValueError):
-        raise TargetError("ONNX Runtime's library is damaged: install onnxruntime again") from None
+    except (struct.error, ValueError, IndexError):
+        raise TargetError("ONNX Runtime's library is damaged; install onnxruntime again") from None
     found = []
     for segment in segments:
         if segment.kind != _LOAD or not segment.flags & _EXECUTABLE:
