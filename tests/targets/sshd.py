@@ -153,20 +153,20 @@ def _sshd(unpacked: Path) -> tuple[str, dict[str, str]]:
 def _as_root(command: list[str], folder: Path) -> list[str]:
     """As root, sshd wants a user and a folder for the part of it that talks to strangers.
 
-    Where they are missing, they are there for it alone: in mounts that no other process sees.
+    They are there for it alone, in mounts that no other process sees; and root's shell is one that starts fast.
     """
-    privileges = Path("/run/sshd")
-    users = {entry.pw_name for entry in pwd.getpwall()}
-    if "sshd" in users and privileges.is_dir():
-        return command
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        if "sshd" in {entry.pw_name for entry in pwd.getpwall()} and Path("/run/sshd").is_dir():
+            return command
         raise Missing("sshd, run as root, needs the user 'sshd' and /run/sshd: install openssh-server")
-    shutil.copy("/etc/passwd", folder / "passwd")
-    if "sshd" not in users:
-        with (folder / "passwd").open("a") as file:
-            file.write("sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
-    passwd = shlex.quote(str(folder / "passwd"))
-    mounts = f"mount --bind {passwd} /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd"
+    users = {line.split(":")[0]: line.split(":") for line in Path("/etc/passwd").read_text().splitlines()}
+    users.setdefault("sshd", ["sshd", "x", "65533", "65534", "", "/run/sshd", "/usr/sbin/nologin"])
+    users["root"][-1] = "/bin/sh"
+    passwd = folder / "passwd"
+    passwd.write_text("".join(":".join(user) + "\n" for user in users.values()))
+    mounts = (
+        f"mount --bind {shlex.quote(str(passwd))} /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd"
+    )
     return ["unshare", "-m", "sh", "-c", f"{mounts} && exec {shlex.join(command)}"]
 
 
