@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="Exit codes: 0 nothing failed, 1 a check failed, 2 wrong usage or policy, 4 a required target is missing."
 )
-@click.argument("model", type=FILE)
+@click.argument("models", metavar="MODEL...", type=FILE, nargs=-1, required=True)
 @click.option("--policy", "policy_file", type=FILE, metavar="FILE.toml", help="What the model must hold to.")
 @click.option("--reference", type=FILE, metavar="FLOAT.onnx", help="The float model that answers are held against.")
 @click.option("--accepted", type=FILE, metavar="REPORT.json", help="The report that accepted this very file.")
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--verbose", "-v", is_flag=True, help="Every place by name.")
 @click.option("--log-file", type=FILE, help="Write progress and result there too.")
 def check(
-    model: Path,
+    models: tuple[Path, ...],
     policy_file: Path | None,
     reference: Path | None,
     accepted: Path | None,
@@ -65,7 +65,7 @@ def check(
     verbose: bool,
     log_file: Path | None,
 ) -> int:
-    """Check MODEL, made by any tool, before it ships. Options go before what the policy says.
+    """Check each MODEL, made by any tool, before it ships. Options go before what the policy says.
 
     \b
     onnxopt check model.onnx
@@ -78,6 +78,7 @@ def check(
     from onnxopt.deploy.subject import Subject
     from onnxopt.deploy.text import render
     from onnxopt.deploy.write import write_check
+    from onnxopt.errors import SpecError
 
     policy = read_policy(policy_file) if policy_file is not None else Policy()
     given: dict[str, dict[str, Any]] = {
@@ -92,22 +93,28 @@ def check(
     policy = policy.with_tables(tables, Path())
     # Code to make samples with may be named here, but not in a file.
     policy = replace(policy, accuracy=replace(policy.accuracy, data=data or policy.accuracy.data))
-    _check_places(model, policy_file, policy, reports, log_file)
+    if reports and len(models) > 1:
+        raise SpecError("a report is about one model: name one, or leave --report away")
+    for model in models:
+        _check_places(model, policy_file, policy, reports, log_file)
+    failed = False
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
-        subject = Subject(
-            model,
-            data=policy.accuracy.data,
-            preprocess=policy.accuracy.preprocess,
-            samples=policy.accuracy.samples,
-            seed=seed,
-            dims=dict(dims),
-            track=out.track,
-        )
-        found = run(subject, policy)
-        for report in reports:
-            write_check(found, report)
-        out.show(render(found, verbose=verbose))
-    return 0 if found.verdict == "passed" else 1
+        for model in models:
+            subject = Subject(
+                model,
+                data=policy.accuracy.data,
+                preprocess=policy.accuracy.preprocess,
+                samples=policy.accuracy.samples,
+                seed=seed,
+                dims=dict(dims),
+                track=out.track,
+            )
+            found = run(subject, policy)
+            for report in reports:
+                write_check(found, report)
+            out.show(render(found, verbose=verbose))
+            failed |= found.verdict == "failed"
+    return int(failed)
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -38,6 +38,8 @@ def sarif(report: CheckReport, rules: Mapping[str, str]) -> str:
         "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notices}],
         "artifacts": [artifact],
         "results": [_result(f, names.index(f.check), uri) for f in failed],
+        # Of runs with one name, a code host keeps only the last.
+        "automationDetails": {"id": f"onnxopt/{uri}/"},
         "columnKind": "utf16CodeUnits",
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"

@@ -12,11 +12,8 @@ from onnxopt.deploy.subject import Subject
 from onnxopt.errors import ExternalDataError
 from onnxopt.graph import verify
 from onnxopt.graph.model import Model
-from onnxopt.report import words
 
 _NAME = "structure"
-# Protocol buffers end there, and readers of them with them.
-_LARGEST_FILE = 2**31 - 1
 _SHOWN = 20
 _NODE = re.compile(r"node name: ([^)]+)\)|Node ?\(([^)]+)\)|node '([^']+)'")
 _OLDEST_IR = 3
@@ -27,12 +24,6 @@ def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
 
     Raises ModelError for what is no model at all.
     """
-    size = subject.path.stat().st_size
-    if size > _LARGEST_FILE:
-        why = f"the file has {words.size(size)}, and no reader of ONNX files takes more than 2 GB"
-        return [
-            Finding(_NAME, "failed", why, size, _LARGEST_FILE, remedy="keep the weights as external data beside it")
-        ]
     proto = subject.proto
     if proto.ir_version < _OLDEST_IR:
         why = f"the file names the IR version {proto.ir_version}; {_OLDEST_IR} is the first that names opsets"

@@ -33,6 +33,7 @@ _ALIGN = 4096
 _SMALL_BYTES = 1024
 _CHUNK_BYTES = 64 * 2**20
 _LARGEST_INPUT = 2**40
+_LARGEST_MESSAGE = 2**31 - 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -184,6 +185,8 @@ def files_of(path: Path) -> list[Path]:
 def parse(path: Path) -> onnx.ModelProto:
     """The message in a file, without external data. Raises ModelError where there is none."""
     try:
+        if path.stat().st_size > _LARGEST_MESSAGE:
+            raise ModelError(f"{path} is over 2 GB, which no reader of ONNX takes: keep its weights as external data")
         content = path.read_bytes()
     except IsADirectoryError:
         raise ModelError(f"{path} is a folder; name the .onnx file in it") from None
