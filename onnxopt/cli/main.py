@@ -17,6 +17,7 @@ import click
 from onnxopt import __version__
 from onnxopt.cli.audit import audit
 from onnxopt.cli.check import check
+from onnxopt.cli.diff import diff
 from onnxopt.cli.inspect import inspect
 from onnxopt.cli.optimize import optimize
 from onnxopt.cli.passes import passes
@@ -35,6 +36,7 @@ def commands() -> None:
     onnxopt optimize model.onnx --passes quant,prune --data calib.npz
     onnxopt validate model.onnx model.opt.onnx --data test.npz
     onnxopt check model.onnx --policy edge.toml
+    onnxopt diff model.onnx model.opt.onnx
     onnxopt inspect model.onnx
     onnxopt audit model.onnx
     onnxopt sensitivity model.onnx --data calib.npz
@@ -43,7 +45,7 @@ def commands() -> None:
     """
 
 
-for command in (optimize, validate, check, inspect, audit, sensitivity, passes, targets):
+for command in (optimize, validate, check, diff, inspect, audit, sensitivity, passes, targets):
     commands.add_command(command)
 
 

@@ -82,7 +82,12 @@ def weight(layer: Node) -> Array:
         raise ValueError(f"'{layer.name}' has weights that are not constant")
     if stored is layer.inputs[1]:
         return np.asarray(stored.values)
-    source = layer.inputs[1].inputs[0]
+    return dequantized(layer.inputs[1].inputs[0])
+
+
+def dequantized(source: Node) -> Array:
+    """What a DequantizeLinear of constants makes."""
+    stored = source.inputs[0]
     axis, block = (int(source.attrs.get(name, default)) for name, default in (("axis", 1), ("block_size", 0)))
     scale, *zero = (_along(t.values, stored.shape, axis, block) for t in source.inputs[1:] if not t.is_empty())
     return np.asarray((stored.values.astype(scale.dtype) - (zero[0].astype(scale.dtype) if zero else 0)) * scale)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import DataError
+from onnxopt.report.difference import Difference
 from onnxopt.report.execution import Execution
 from onnxopt.report.files import write_text
 from onnxopt.report.inspection import Inspection
@@ -68,6 +69,11 @@ def write_inspection(inspection: Inspection, path: str | Path) -> None:
 def write_execution(execution: Execution, path: str | Path) -> None:
     """Write what ``onnxopt audit`` found, all or nothing. Raises OutputError where that cannot be done."""
     _write({"schema": SCHEMA.replace("report", "audit"), **plain(execution)}, Path(path))
+
+
+def write_difference(found: Difference, path: str | Path) -> None:
+    """Write what ``onnxopt diff`` found, all or nothing. Raises OutputError where that cannot be done."""
+    _write({"schema": SCHEMA.replace("report", "diff"), **plain(found)}, Path(path))
 
 
 def write_ranking(ranking: Ranking, path: str | Path) -> None:

@@ -22,7 +22,7 @@ def test_mixes() -> None:
         ("4 layers float", True, False),
     ]
     assert found.layout.across[0].value == 0
-    assert [t.value for t in found.layout.up][0] == 30
+    assert found.layout.up[0].value == 30
     (first, *_, last) = found.layout.points
     assert first == (found.layout.left, found.layout.bottom)
     assert last[0] == pytest.approx(found.layout.right)
