@@ -97,7 +97,9 @@ def find_departure(candidate: Model, feed: Feed, way: Way, *, threads: int = 1) 
     assert first is not None
     difference, node = known[first], _layer(graph, places, first)
     assert difference is not None
-    return Departure(node.name or first, first, difference.share, difference.largest, node.op, difference.steps)
+    return Departure(
+        str(node.name or node.outputs[0].name), first, difference.share, difference.largest, node.op, difference.steps
+    )
 
 
 def cuts(graph: Graph) -> dict[str, Tensor]:
@@ -192,4 +194,4 @@ def _difference(here: Array, there: Array) -> _Difference | None:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.2g}" if share == 0 else f"{100 * share:.2g} %"
+    return f"{100 * share:.{2 if share < 0.1 else 3}g} %"
