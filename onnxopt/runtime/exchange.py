@@ -146,14 +146,14 @@ def unpack(said: Mapping[str, Any], folder: Path, where: str) -> Answer:
             peak,
             tuple(dict.fromkeys(map(str, said.get("unsaved", ())))),
         )
-    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ExecutionError(f"what came back from the process {where} is damaged: {error}") from error
 
 
 def _runs(said: Mapping[str, Any], folder: Path) -> tuple[Run, ...]:
     found = []
     file = folder / "outputs.npz"
-    arrays = dict(np.load(file, allow_pickle=False)) if file.exists() else {}
+    arrays = _arrays(file) if file.exists() else {}
     for m, names in enumerate(said.get("names", ())):
         sums = said["sha256"][m]
         outputs = [
@@ -164,6 +164,9 @@ def _runs(said: Mapping[str, Any], folder: Path) -> tuple[Run, ...]:
             wrong = next((n for n, v in values.items() if runner.digest(np, v) != sums[i][n]), None)
             if wrong is not None:
                 raise ValueError(f"the output '{wrong}' is not what its SHA-256 says")
+            lost = [name for name in names if file.exists() and name not in {*values, *said.get("unsaved", ())}]
+            if lost:
+                raise ValueError(f"the output '{lost[0]}' is missing")
         found.append(
             Run(
                 float(said["load_s"][m]),
@@ -174,6 +177,15 @@ def _runs(said: Mapping[str, Any], folder: Path) -> tuple[Run, ...]:
             )
         )
     return tuple(found)
+
+
+def _arrays(file: Path) -> dict[str, Array]:
+    """Raises ValueError for what is no whole .npz."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # damaged files make numpy, zipfile, zlib and even tokenize raise what is their own
+        raise ValueError(f"the outputs cannot be read: {error}") from error
 
 
 def _plain(value: Array, name: str) -> Array:
