@@ -64,7 +64,7 @@ def saturating(share_zero: bool = False) -> Model:
     zeros = [net.constant(0, np.int8) for _ in range(2)]
     tensor = net.quantize("x", 0.02)
     for i in range(2):
-        weight = net.constant(np.full((SIZE, SIZE), 127 if i == 0 else 64), np.int8), net.constant(0.001)
+        weight = net.constant(np.full((SIZE, SIZE), 127), np.int8), net.constant(0.001)
         weights = net.op("DequantizeLinear", *weight, zeros[0 if share_zero else i])
         tensor = net.quantize(net.op("MatMul", tensor, weights), 0.1)
     return net.model(tensor)
@@ -121,10 +121,10 @@ def causes(model: Model, name: str) -> tuple[Cause, ...]:
 def test_saturation_is_named_with_three_remedies(name: str) -> None:
     (cause,) = causes(saturating(), name)
     assert cause.name == SATURATION
-    assert "'MatMul3' overflow: pairs add up to 254, and 128 is safe" in cause.why
+    assert "'MatMul3', 'MatMul7' overflow: pairs add up to 254, and 128 is safe" in cause.why
     again, unsigned, key = cause.remedies
     assert "--target x86-64-avx2" in again.what
-    assert again.price.startswith("64 of 64 channels")
+    assert again.price.startswith("128 of 128 channels")
     assert "uint8" in unsigned.what
     assert "session.x64quantprecision=1" in key.what
 
