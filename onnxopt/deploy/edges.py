@@ -19,13 +19,15 @@ from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.deploy.trial import run_bounded, telling
 from onnxopt.errors import ExecutionError, OnnxOptError
-from onnxopt.graph.signature import Array, Feed, TensorSpec
+from onnxopt.graph.signature import Array, Feed
 from onnxopt.graph.vocabulary import index_bounds
 
 _NAME = "edges"
 # So many samples tell the range of the data.
 _SAMPLES = 64
 _FAR = 10
+# So large a dimension is tried where nobody says how large one may be.
+_LARGEST = 64
 
 
 @dataclass(frozen=True)
@@ -153,31 +155,32 @@ def _batches(subject: Subject, policy: Policy) -> Iterator[Case]:
 
 def _sizes(subject: Subject, policy: Policy) -> Iterator[Case]:
     """The smallest and the largest size of each free dimension that is no batch, the others as in the data."""
-    inputs = subject.model.inputs
-    sample = subject.trial.feed
-    seen = _seen(inputs, sample)
+    seen = _seen(subject.dataset, subject.trial.feed)
+    largest = policy.edges.largest
     for name in seen:
-        for size in dict.fromkeys((1, policy.edges.largest)):
+        for size in dict.fromkeys((1, largest or _LARGEST)):
             if size != seen[name]:
-                feed = _resized(subject, inputs, seen | {name: size})
+                feed = _resized(subject, seen | {name: size})
                 if feed is not None:
-                    yield Case(f"size {size} of '{name}'", feed, promised=False)
+                    yield Case(f"size {size} of '{name}'", feed, promised=size == largest)
 
 
-def _seen(inputs: Sequence[TensorSpec], sample: Feed) -> dict[str, int]:
+def _seen(dataset: Dataset, sample: Feed) -> dict[str, int]:
     """The sizes in the data of the free dimensions that have a name and are no batch or sum."""
     found: dict[str, int] = {}
-    for spec in inputs:
-        for dim, size in zip(spec.shape or (), sample[spec.name].shape, strict=False):
+    for spec in dataset.inputs:
+        dims = list(zip(spec.shape or (), sample[spec.name].shape, strict=False))
+        for dim, size in dims if dataset.batching.whole else dims[1:]:
             if isinstance(dim, str) and not is_batch_name(dim) and len(terms(dim)) == 1:
                 found.setdefault(dim, size)
     return {name: size for name, size in found.items() if size >= 1}
 
 
-def _resized(subject: Subject, inputs: Sequence[TensorSpec], dims: Mapping[str, int]) -> Feed | None:
+def _resized(subject: Subject, dims: Mapping[str, int]) -> Feed | None:
     """A made-up feed with these sizes; None where none can be made."""
+    dataset = subject.dataset
     try:
-        made = open_dataset(None, inputs, samples=subject.dataset.unit, dims=dims, bounds=index_bounds(subject.model))
+        made = open_dataset(None, dataset.inputs, samples=dataset.unit, dims=dims, bounds=index_bounds(subject.model))
         return next(iter(made.batches(1, stop=1)))
     except OnnxOptError:
         return None

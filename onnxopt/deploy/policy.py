@@ -121,7 +121,7 @@ class Edges:
     """Inputs at the edge of what there is."""
 
     batches: tuple[int, ...] = key((1, 3), integers(1, 4096), "batch sizes, where the graph leaves the batch free")
-    largest: int = key(64, integer(1, 2**20), "the largest size of a free dimension")
+    largest: int | None = key(None, integer(1, 2**20), "a size of free dimensions that must run; none: 64 is tried")
 
 
 @dataclass(frozen=True, kw_only=True)
