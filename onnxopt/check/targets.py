@@ -7,7 +7,7 @@ everywhere on the same samples, as many as its time there allows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +18,14 @@ import numpy as np
 from onnxopt.check.causes import find_causes
 from onnxopt.check.departure import Departure, find_departure
 from onnxopt.check.gates import MIN_SPEEDUP, Gates, answers, fast_enough
-from onnxopt.check.quality import Comparison, Quality
+from onnxopt.check.parity import Outputs, apart, compared, estimate, grown
 from onnxopt.check.sampling import Sample, affordable, draw
 from onnxopt.check.validate import leading
 from onnxopt.errors import ExecutionError, TargetError
 from onnxopt.graph import io
 from onnxopt.graph.model import Model
-from onnxopt.graph.signature import Array, Feed
-from onnxopt.numerics.tolerance import ERROR_FLOOR, ERROR_GROWTH, allowed, deviation
+from onnxopt.graph.signature import Feed
 from onnxopt.progress import Track, silent
-from onnxopt.report import words
 from onnxopt.report.report import TargetResult, Validation
 from onnxopt.runtime.audit import is_quantized
 from onnxopt.runtime.exchange import Job
@@ -42,13 +40,13 @@ from onnxopt.targets.way import Unavailable, Way
 if TYPE_CHECKING:
     from onnxopt.data.dataset import Dataset
 
-Outputs = Mapping[str, Array]
-
 # Seconds for one round of timing, how many rounds, and runs that are not counted.
 _ROUND_S, _ROUNDS, _WARM_UP = 1.2, 3, 2
 _MIN_PAIRS, _MAX_PAIRS = 5, 300
 # A time limit is for what hangs: so much longer than it should take, and the start.
 _PATIENCE, _START_S = 10, 120
+# What is not worth a process of its own to find out how long it takes.
+_CHEAP_S = 2.0
 
 
 def default_targets() -> tuple[Wanted, ...]:
@@ -165,9 +163,9 @@ class _Bench:
             return _unchecked(wanted, way.how, "none of its outputs can be brought back to be compared")
         expected = [{k: v for k, v in e.items() if k in t} for e, t in zip(self.expected, there, strict=False)]
         labels = None if self.sample.labels is None else self.sample.labels[:samples]
-        quality = _compared(feeds, expected, there, labels, samples)
-        here = _compared(feeds, expected, self.here, labels, samples)
-        parity = _compared(feeds, self.here, there, None, samples, names=set(expected[0]))
+        quality = compared(feeds, expected, there, labels, samples)
+        here = compared(feeds, expected, self.here, labels, samples)
+        parity = compared(feeds, self.here, there, None, samples, names=set(expected[0]))
         result = TargetResult(
             target=wanted.name,
             how=way.how,
@@ -189,7 +187,7 @@ class _Bench:
         if self.native is not None and samples < self.native.samples:
             whole = estimate(self.native, here, quality, samples)
         problems = [g.why for g in answers(self.gates, whole, samples) if g.holds is False]
-        problems += _grown(here, quality) if self.quantized else _apart(self.here, there)
+        problems += grown(here, quality) if self.quantized else apart(self.here, there)
         problems += slow
         if samples < self.sample.total:
             notes.append(f"{samples} of {self.sample.total} samples, as time allows")
@@ -204,10 +202,11 @@ class _Bench:
     def _run(self, way: Way, count: int) -> tuple[tuple[Outputs, ...], tuple[Feed, ...], int, str]:
         """What the candidate gives there for how many samples of which feeds, and ONNX Runtime's version there.
 
-        The first feed tells how long the others take: the guess that ``count`` comes from may be far too low.
+        The first feed tells how long the others take, unless all take next to nothing: the guess that ``count`` comes
+        from may be far too low.
         """
         guess = self.seconds[1] * _slowdown(way, self.quantized)
-        few, done = self.sample.first(1)
+        few, done = self.sample.first(count if guess * count < _CHEAP_S else 1)
         job = Job(models=(self.paths[1],), feeds=few, threads=self.threads, timeout_s=_limit(guess * done))
         answer = way.run(job)
         run = answer.runs[0]
@@ -271,29 +270,6 @@ class _Bench:
         return replace(result, departure=None if departure is None else str(departure), causes=causes)
 
 
-def estimate(native: Validation, here: Quality, there: Quality, samples: int) -> Quality:
-    """What all samples would show there: what they show here, and what the target changes on some of them.
-
-    One answer among these decides nothing: a change of a share counts less one sample.
-    """
-
-    def share(all_here: float | None, some_here: float | None, some_there: float | None) -> float | None:
-        if all_here is None or some_here is None or some_there is None:
-            return some_there
-        change = some_there - some_here
-        return all_here + float(np.sign(change)) * max(abs(change) - 1 / samples, 0.0)
-
-    change = 0.0 if here.sqnr_db == there.sqnr_db else there.sqnr_db - here.sqnr_db
-    finite = np.isfinite(change) and np.isfinite(native.sqnr_db)
-    return replace(
-        there,
-        sqnr_db=native.sqnr_db + change if finite else min(native.sqnr_db, there.sqnr_db),
-        agreement=share(native.agreement, here.agreement, there.agreement),
-        accuracy=share(native.accuracy, here.accuracy, there.accuracy),
-        accuracy_reference=native.accuracy_reference if native.accuracy is not None else there.accuracy_reference,
-    )
-
-
 def _no_integer_kernels(target: Target) -> bool:
     return target.architecture == "x86-64" and "avx2" not in target.instructions
 
@@ -304,41 +280,6 @@ def _limit(seconds: float) -> float:
 
 def _slowdown(way: Way, quantized: bool) -> float:
     return way.slowdown_int8 if quantized else way.slowdown
-
-
-def _compared(
-    feeds: Iterable[Feed],
-    expected: Iterable[Outputs],
-    found: Iterable[Outputs],
-    labels: Array | None,
-    samples: int,
-    names: set[str] | None = None,
-) -> Quality:
-    comparison = Comparison(labels)
-    for feed, a, b in zip(feeds, expected, found, strict=False):
-        comparison.add(feed, {k: v for k, v in a.items() if names is None or k in names}, b)
-    return comparison.result(samples)
-
-
-def _grown(here: Quality, there: Quality) -> list[str]:
-    """The error of a quantized model there, if it is much larger than here."""
-    before, after = (10 ** (-q.sqnr_db / 10) for q in (here, there))
-    if after <= ERROR_GROWTH * before + ERROR_FLOOR:
-        return []
-    times = f"{after / before:.3g} times the energy of here" if before > 0 and after < np.inf else "new there"
-    return [f"the error is {times} ({words.decibels(there.sqnr_db)} after {words.decibels(here.sqnr_db)})"]
-
-
-def _apart(here: Sequence[Outputs], there: Sequence[Outputs]) -> list[str]:
-    """The output of a float model that differs by more than rounding explains."""
-    for a, b in zip(here, there, strict=False):
-        for name in a.keys() & b.keys():
-            if not np.issubdtype(a[name].dtype, np.inexact):
-                continue
-            apart = deviation(a[name], b[name])
-            if apart > allowed(a[name].dtype):
-                return [f"'{name}' differs by {apart:.2g} of its largest value, more than rounding explains"]
-    return []
 
 
 def _unchecked(wanted: Wanted, how: str, why: str) -> TargetResult:

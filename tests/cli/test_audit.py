@@ -6,6 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+HERE = ("--target", "native")
+
 
 @pytest.fixture
 def quantized(net: Path, run) -> Path:
@@ -141,13 +143,13 @@ def test_a_model_that_the_runtime_cannot_load(net: Path, run) -> None:
 
 def test_validate_says_what_is_executed(net: Path, quantized: Path, run) -> None:
     report = net.parent / "r.json"
-    done = run("validate", "--target", "native", net, quantized, "--min-speedup", "0", "--min-sqnr", "1", "--report", report)
+    done = run("validate", *HERE, net, quantized, "--min-speedup", "0", "--min-sqnr", "1", "--report", report)
     assert done.code == 0, done.err
     assert "1 products float" in " ".join(done.out.split())
     entry = json.loads(report.read_text())["validation"][0]
     assert entry["islands"] == 1
     assert entry["integer_share"] == pytest.approx(0.985, abs=1e-3)
     assert entry["conversions"] == 1
-    assert run("validate", "--target", "native", net, net, "--min-speedup", "0", "--report", report, "--quiet").code == 0
+    assert run("validate", *HERE, net, net, "--min-speedup", "0", "--report", report, "--quiet").code == 0
     entry = json.loads(report.read_text())["validation"][0]
     assert (entry["islands"], entry["integer_share"], entry["conversions"]) == (None, None, None)

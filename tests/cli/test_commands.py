@@ -12,17 +12,19 @@ import pytest
 from onnxopt import __version__
 from onnxopt.core.spec import known_passes, options
 
+HERE = ("--target", "native")
+
 
 def test_validate_judges_two_files(net: Path, run) -> None:
     other = net.parent / "other.onnx"
     assert run("optimize", net, "--passes", "fold-bn", "--no-validate", "--quiet", "-o", other).code == 0
-    done = run("validate", "--target", "native", net, other, "--min-sqnr", "60", "--report", net.parent / "r.json")
+    done = run("validate", *HERE, net, other, "--min-sqnr", "60", "--report", net.parent / "r.json")
     assert done.code == 0, done.err
     report = json.loads((net.parent / "r.json").read_text())
     assert report["verdict"] == "accepted"
     sqnr = report["validation"][0]["sqnr_db"]
     assert float(sqnr) > 60
-    assert run("validate", "--target", "native", net, other, "--min-speedup", "1000", "--quiet").code == 1
+    assert run("validate", *HERE, net, other, "--min-speedup", "1000", "--quiet").code == 1
 
 
 def changed(net: Path, change: Callable[[onnx.GraphProto], object]) -> Path:
@@ -34,7 +36,7 @@ def changed(net: Path, change: Callable[[onnx.GraphProto], object]) -> Path:
 
 def test_validate_wants_the_same_inputs(net: Path, run) -> None:
     other = changed(net, lambda g: setattr(g.input[0].type.tensor_type.shape.dim[2], "dim_value", 16))
-    done = run("validate", "--target", "native", net, other)
+    done = run("validate", *HERE, net, other)
     assert done.code == 2
     assert f"{other} takes image: float32[N,3,16,32], but {net} takes image: float32[N,3,32,32]" in done.err
 
@@ -44,7 +46,7 @@ def test_validate_wants_the_same_outputs(net: Path, run) -> None:
         graph.output[0].name = graph.node[-1].output[0] = "answers"
 
     other = changed(net, rename)
-    done = run("validate", "--target", "native", net, other)
+    done = run("validate", *HERE, net, other)
     assert done.code == 2
     assert f"{other} gives answers: float32[N,10], but {net} gives scores: float32[N,10]" in done.err
 
@@ -56,7 +58,7 @@ def test_validate_takes_another_free_dimension_and_more_outputs(batch: str | int
         setattr(dim, "dim_param" if isinstance(batch, str) else "dim_value", batch)
         graph.output.append(onnx.helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, ["K", 64]))
 
-    done = run("validate", "--target", "native", net, changed(net, widen), "--min-speedup", "0")
+    done = run("validate", *HERE, net, changed(net, widen), "--min-speedup", "0")
     assert done.code == 0, done.err
     assert "100.0 % of the top answers stay" in " ".join(done.out.split())
 
@@ -73,8 +75,8 @@ def test_validate_finds_the_data_of_both_where_it_is_allowed(net: Path, run) -> 
     move_out(model.graph)
     other = net.parent / "other.onnx"
     other.write_bytes(model.SerializeToString())
-    assert run("validate", "--target", "native", net, other).code == 2
-    done = run("validate", "--target", "native", net, other, "--allow-external-root", net.parent.parent, "--min-speedup", "0")
+    assert run("validate", *HERE, net, other).code == 2
+    done = run("validate", *HERE, net, other, "--allow-external-root", net.parent.parent, "--min-speedup", "0")
     assert done.code == 0, done.err
 
 
