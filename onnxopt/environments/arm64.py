@@ -94,46 +94,46 @@ def set_up(source: Source, say: Callable[[str], None], track: Track) -> str:
             return f"it is set up already: {there}"
         for line in plan(source):
             say(line)
+        _check_folder(source)
         with scratch(folder.parent) as new:
             made = _make(new, source, say, track)
             put(new, folder)
     return f"set up: {_line(session.__version__, made)}"
 
 
+def _check_folder(source: Source) -> None:
+    """Raises TargetError for a folder that cannot stand for a mirror."""
+    folder, packages = source.offline, (*source.lock.system.packages, *source.lock.emulator.packages)
+    if folder is not None and not (folder / "dists").is_dir():
+        missing = next((p.file for p in packages if not (folder / p.file).is_file()), None)
+        if missing is not None:
+            raise TargetError(f"{folder} lacks {missing}: fill it by --keep with this version of onnxopt")
+
+
 def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -> str:
     """Fill a folder; the version of the emulator."""
     files = source.keep if source.keep is not None else new / "files"
     mirror = Mirror(source.address, files, say, track, source.keyrings)
-    system = mirror.obtain(source.lock.system)
-    lock = replace(source.lock, system=system)
-    wanted = (f"onnxruntime=={session.__version__}", "numpy")
-    ready = source.wheels(files, ARM64)
-    for _ in track(range(1), "Fetch and install Python packages"):
-        if source.offline is None:
-            wheels.download(wanted, ready, wheels.ARM64)
-        wheels.install(wanted, ready, new / "site", wheels.ARM64)
-    versions = wheels.installed(new / "site")
-    sums = wheels.sums(ready, versions)
-    wheels.trim(new / "site")
-    for package in track(system.packages, "Unpack the system"):
+    lock = replace(source.lock, system=mirror.obtain(source.lock.system))
+    versions, sums = _packages(new / "site", source.wheels(files, ARM64), source, track)
+    for package in track(lock.system.packages, "Unpack the system"):
         unpack(mirror.path(package), new / "sysroot", lambda name: not _UNREAD.match(name))
-    (new / "licenses").mkdir()
     _keep_licenses(new / "sysroot", new / "licenses")
     emulator = _mine() if source.keep is None else None
     if emulator is not None and not _fits(emulator, new, say, track):
         emulator = None
+    debian = lock.system.packages
     if emulator is None:
         lock = replace(lock, emulator=mirror.obtain(lock.emulator))
+        debian += lock.emulator.packages
         _unpack_emulator(lock.emulator, mirror, new, track)
         _test(new / "bin/qemu-aarch64", new, track)
     shutil.rmtree(new / "files", ignore_errors=True)
     (new / "lock.json").write_text(dump(lock), encoding="utf-8")
-    debian = [*system.packages, *(lock.emulator.packages if emulator is None else ())]
-    qemu = _version(new / "bin/qemu-aarch64" if emulator is None else emulator)
     made = {
         "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
         "qemu_x86": "bin/qemu-x86_64" if emulator is None else shutil.which("qemu-x86_64"),
-        "qemu_version": qemu,
+        "qemu_version": _version(emulator or new / "bin/qemu-aarch64"),
         "python": PYTHON,
         "onnxruntime": versions["onnxruntime"],
         "numpy": versions["numpy"],
@@ -142,7 +142,19 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
         "made": version("onnxopt"),
     }
     (new / "environment.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    return qemu
+    return str(made["qemu_version"])
+
+
+def _packages(site: Path, ready: Path, source: Source, track: Track) -> tuple[dict[str, str], dict[str, str]]:
+    """Fill ``site``, by way of the wheels in ``ready``; versions and SHA-256 by name."""
+    wanted = (f"onnxruntime=={session.__version__}", "numpy")
+    for _ in track(range(1), "Fetch and install Python packages"):
+        if source.offline is None:
+            wheels.download(wanted, ready, wheels.ARM64)
+        wheels.install(wanted, ready, site, wheels.ARM64)
+    versions = wheels.installed(site)
+    wheels.trim(site)
+    return versions, wheels.sums(ready, versions)
 
 
 def _mine() -> Path | None:
@@ -183,8 +195,8 @@ def _unpack_emulator(part: Part, mirror: Mirror, new: Path, track: Track) -> Non
 
 def _keep_licenses(system: Path, licenses: Path) -> None:
     """Move what packages say of their licences to one place; several share one by a link."""
-    found = sorted(system.glob("usr/share/doc/*/copyright"))
-    for path in found:
+    licenses.mkdir(exist_ok=True)
+    for path in sorted(system.glob("usr/share/doc/*/copyright")):
         shutil.copyfile(path, licenses / f"{path.parent.name}.txt")
     shutil.rmtree(system / "usr/share/doc", ignore_errors=True)
 

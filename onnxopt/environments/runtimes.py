@@ -78,7 +78,7 @@ def _make(new: Path, wanted: str, source: Source, track: Track) -> str:
     shutil.rmtree(new / "wheels", ignore_errors=True)
     try:
         OtherRuntime(versions["onnxruntime"], new).run(Job(models=(), feeds=()))
-    except ExecutionError as error:
+    except (ExecutionError, TargetError) as error:
         raise TargetError(f"ONNX Runtime {versions['onnxruntime']} does not work here: {error}") from error
     made = {
         "onnxruntime": versions["onnxruntime"],

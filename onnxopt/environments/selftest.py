@@ -33,7 +33,7 @@ def check(emulator: Path, system: Path, python: Path, site: Path, onnxruntime: s
             launch = Launch(command=command, packages=(str(site),), where=f"emulated as {processor}")
             try:
                 answer = run_in_child(job, launch)
-            except ExecutionError as error:
+            except (ExecutionError, TargetError) as error:
                 raise TargetError(f"the self-test failed with {emulator}: {error}") from error
             if not np.array_equal(answer.runs[0].outputs[0]["y"], right):
                 raise TargetError(f"{emulator} calculates wrong as {processor}: products of integers are not exact")
