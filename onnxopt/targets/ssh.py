@@ -66,7 +66,7 @@ class Program:
         if time.monotonic() - self._started >= self._limit_s:
             return TargetError(f"{self.name} gave no answer within {self._limit_s:.3g} s")
         said = bytes(self._errors).decode("utf-8", "replace")
-        last = plain(said.strip().rpartition("\n")[2])
+        last = plain(said.strip().rpartition("\n")[2]).rstrip(".")
         if "onnxopt needs Python 3.8" in said:
             return TargetError(f"{last} on {self.name}: name a newer one with ?python=...")
         if self._process.returncode in _NO_PROGRAM:

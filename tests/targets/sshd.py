@@ -5,12 +5,14 @@ Where no sshd is installed, Debian's package is unpacked into a folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -132,22 +134,36 @@ def _sshd(unpacked: Path) -> tuple[str, dict[str, str]]:
     """Where sshd is, and the environment it needs."""
     if found := shutil.which("sshd", path=_PATH):
         return found, dict(os.environ)
-    program = unpacked / "usr/sbin/sshd"
-    if not program.exists():
-        if not shutil.which("apt-get") or not shutil.which("dpkg"):
-            raise Missing("no sshd is installed, and there is no apt-get to get one with")
-        with_lists = ("-o", f"Dir::State::lists={unpacked}/lists", "-o", f"Dir::Cache={unpacked}/archives")
-        for folder in ("lists/partial", "archives/partial"):
-            (unpacked / folder).mkdir(parents=True, exist_ok=True)
-        try:
-            _run("apt-get", "download", "-qq", *_PACKAGES, cwd=unpacked)
-        except Missing:
-            _run("apt-get", *with_lists, "update", "-qq", cwd=unpacked)
-            _run("apt-get", *with_lists, "download", "-qq", *_PACKAGES, cwd=unpacked)
-        for package in sorted(unpacked.glob("*.deb")):
-            _run("dpkg", "-x", str(package), str(unpacked))
+    if not unpacked.is_dir():
+        _unpack(unpacked)
     libraries = os.pathsep.join(str(p) for p in sorted((unpacked / "usr/lib").glob("*-linux-gnu*")))
-    return str(program), {**os.environ, "LD_LIBRARY_PATH": libraries}
+    return str(unpacked / "usr/sbin/sshd"), {**os.environ, "LD_LIBRARY_PATH": libraries}
+
+
+def _unpack(into: Path) -> None:
+    """Get Debian's packages, by the system's lists of them or fresh ones, and unpack them; all or nothing."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise Missing("no sshd is installed, and there is no apt-get to get one with")
+    try:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into.parent) as name:
+            work = Path(name)
+            for folder in ("lists/partial", "archives/partial", "root"):
+                (work / folder).mkdir(parents=True)
+            try:
+                _run("apt-get", "download", "-qq", *_PACKAGES, cwd=work)
+            except Missing:
+                apt = ("apt-get", "-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}/archives", "-qq")
+                _run(*apt, "update", cwd=work)
+                _run(*apt, "download", *_PACKAGES, cwd=work)
+            for package in sorted(work.glob("*.deb")):
+                _run("dpkg", "-x", str(package), str(work / "root"))
+            with contextlib.suppress(OSError):  # tests beside these were faster
+                (work / "root").rename(into)
+    except OSError as error:
+        raise Missing(f"no sshd is installed, and none can be unpacked: {error}") from error
+    if not into.is_dir():
+        raise Missing("no sshd is installed, and none could be unpacked")
 
 
 def _as_root(command: list[str], folder: Path) -> list[str]:

@@ -187,19 +187,19 @@ def test_the_same_bits_on_emulated_arm(device: Any, tmp_path: Path) -> None:
 
 def test_a_wrong_host_key(device: Any) -> None:
     device.known(device.folder / "stranger.pub")
-    with pytest.raises(TargetError, match=r"Host key verification failed\.; its host key is not the known one"):
+    with pytest.raises(TargetError, match=r"Host key verification failed; its host key is not the known one"):
         at(device).probe()
 
 
 def test_an_unknown_host_key(device: Any) -> None:
     (device.folder / "known_hosts").write_text("")
-    with pytest.raises(TargetError, match=r"failed\.; its host key is not known: connect once by hand"):
+    with pytest.raises(TargetError, match=r"failed; its host key is not known: connect once by hand"):
         at(device).probe()
 
 
 def test_a_refused_login(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(device.client("stranger")), prepend=os.pathsep)
-    with pytest.raises(TargetError, match=r"no connection to 127.*Permission denied \(publickey\)\.; give the device"):
+    with pytest.raises(TargetError, match=r"no connection to 127.*Permission denied \(publickey\); give the device"):
         at(device).probe()
 
 
@@ -237,7 +237,7 @@ OLD = "sys.version_info, sys.version = (3, 7, 2), '3.7.2 (default)'"
     ("body", "message"),
     [
         (f'exec {{python}} -c "import sys; {OLD}; $2"', r"needs Python 3\.8 or newer, not 3\.7\.2 on 127\S*: name a"),
-        ("echo 'This account is closed.' >&2; exit 1", r"gave no answer that can be read: This account is closed\.$"),
+        ("echo 'This account is closed.' >&2; exit 1", r"gave no answer that can be read: This account is closed$"),
         ("exit 0", r"gave no answer that can be read$"),
         ("printf 'a\\033[31mb\\n' >&2; exit 3", r"can be read: a \[31mb$"),
         ("exec yes", r"gave an answer that cannot be read$"),
@@ -259,15 +259,15 @@ def test_an_interpreter_without_packages(device: Any) -> None:
 
 
 @pytest.mark.parametrize("death", ["kill -SEGV $$", "sh -c 'kill -SEGV $$'; exit $?"])
-def test_a_crash(device: Any, relu: Path, death: str) -> None:
-    python = device.interpreter("python", f'case "$1" in *runner.py) {death};; esac; exec {sys.executable} "$@"')
+def test_a_crash(stand_in: Any, relu: Path, death: str) -> None:
+    python = stand_in.interpreter("python", f'case "$1" in *runner.py) {death};; esac; exec {sys.executable} "$@"')
     with pytest.raises(ExecutionError, match=r"the process that ran the model on 127\S* was ended by SIGSEGV"):
-        at(device, python).run(Job(models=(relu,), feeds=[X]))
+        at(stand_in, python).run(Job(models=(relu,), feeds=[X]))
 
 
-def test_a_model_that_fails(device: Any, relu: Path) -> None:
+def test_a_model_that_fails(stand_in: Any, relu: Path) -> None:
     with pytest.raises(ExecutionError, match=r"the model failed to run on 127\S*: InvalidArgument"):
-        at(device).run(Job(models=(relu,), feeds=[{"x": np.zeros((2, 4), np.float32)}]))
+        at(stand_in).run(Job(models=(relu,), feeds=[{"x": np.zeros((2, 4), np.float32)}]))
 
 
 def test_weights_outside_the_models_folder_stay_here(device: Any, tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ def test_no_room(device: Any, tmp_path: Path, what: str, limit: str) -> None:
         at(device, device.interpreter("python", room)).run(Job(models=(model,), feeds=[X]))
 
 
-def test_nowhere_to_write(device: Any) -> None:
-    python = device.interpreter("python", f'XDG_CACHE_HOME=/dev/null/x exec {sys.executable} "$@"')
+def test_nowhere_to_write(stand_in: Any) -> None:
+    python = stand_in.interpreter("python", f'XDG_CACHE_HOME=/dev/null/x exec {sys.executable} "$@"')
     with pytest.raises(TargetError, match=r"127\S* cannot do the job: \[Errno 20\] Not a directory"):
-        at(device, python).probe()
+        at(stand_in, python).probe()
 
 
 def test_too_long(device: Any, relu: Path) -> None:
@@ -314,7 +314,7 @@ def test_too_long(device: Any, relu: Path) -> None:
 
 
 def test_a_device_that_hangs(device: Any) -> None:
-    python = device.interpreter("python", "exec sleep 1")
+    python = device.interpreter("python", "exec sleep 0.6")
     started = time.monotonic()
     with pytest.raises(TargetError, match=r"127\S* gave no answer within 0\.\d+ s"):
         at(device, python, patience_s=0.2).run(Job(models=(), feeds=(), timeout_s=0.1))
@@ -359,13 +359,13 @@ def first_pid(device: Any) -> int:
     return int((device.folder / "pids").read_text().split()[0])
 
 
-def test_folders_of_lost_power_go(device: Any) -> None:
-    old, new = device.cache / "onnxopt-job-old", device.cache / "onnxopt-job-new"
+def test_folders_of_lost_power_go(stand_in: Any) -> None:
+    old, new = stand_in.cache / "onnxopt-job-old", stand_in.cache / "onnxopt-job-new"
     for folder in (old, new):
         (folder / "0").mkdir(parents=True)
     os.utime(old, (0, 0))
-    at(device).probe()
-    assert device.left() == [str(new), str(new / "0")]
+    at(stand_in).probe()
+    assert stand_in.left() == [str(new), str(new / "0")]
     (new / "0").rmdir()
     new.rmdir()
 
@@ -410,12 +410,12 @@ def answer(said: object, outputs: bytes = b"", sizes: list[object] | None = None
         (answer(SAID, b"PK no zip"), "is damaged"),
         (answer(SAID, zipped(zipfile.ZIP_DEFLATED, content=bytes(10**7))), "is damaged"),
         (answer(SAID, zipped(zipfile.ZIP_STORED)), "'y' is not what its SHA-256 says"),
-        (answer(SAID, zipped(zipfile.ZIP_STORED, "../../0.0.0.npy")), None),
+        (answer(SAID, zipped(zipfile.ZIP_STORED, "../../0.0.0.npy")), "the output 'y' is missing"),
         (answer(SAID, zipped(zipfile.ZIP_STORED, content=b"cos\nsystem\n(S'false'\ntR.")), "is damaged"),
     ],
     ids=range(18),
 )
-def test_a_hostile_answer(stand_in: Any, relu: Path, reply: bytes, message: str | None) -> None:
+def test_a_hostile_answer(stand_in: Any, relu: Path, reply: bytes, message: str) -> None:
     """It can lie, but not fill this machine's memory or disk, nor write where it likes."""
     (stand_in.bin / "reply").write_bytes(reply)
     script = (
@@ -426,9 +426,6 @@ def test_a_hostile_answer(stand_in: Any, relu: Path, reply: bytes, message: str 
     (stand_in.bin / "hostile.py").write_text(script)
     python = stand_in.interpreter("python", f"exec {sys.executable} '{stand_in.bin}/hostile.py'")
     job = Job(models=(relu,), feeds=[X])
-    if message is None:
-        assert at(stand_in, python).run(job).runs[0].outputs == ({},)
-        return
     with pytest.raises((TargetError, ExecutionError), match=message):
         at(stand_in, python).run(job)
 
