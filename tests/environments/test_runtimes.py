@@ -85,7 +85,7 @@ def test_a_version_that_does_not_work(make_wheel: Callable[..., Path], cache: Pa
 
 @pytest.mark.parametrize("text", ["", "1", "1.", "x", "1.16.3.4", "1.16/..", "1.16 ", "99999.1", "1.16rc1"])
 def test_what_is_no_version(text: str) -> None:
-    with pytest.raises(SpecError, match="is no version of ONNX Runtime: write one such as 1.16 or 1.16.3"):
+    with pytest.raises(SpecError, match="is no version of ONNX Runtime: write one such as"):
         parse_version(text)
 
 

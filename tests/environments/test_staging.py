@@ -23,39 +23,50 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(143), ValueError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ValueError()], ids=lambda e: type(e).__name__)
 def test_an_interrupted_one_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
     make(tmp_path / "made", "first")
-    with pytest.raises(type(error) if isinstance(error, BaseException) else error), scratch(tmp_path) as new:
-        (new / "file").write_text("half")
-        raise error
+
+    def interrupted() -> None:
+        with scratch(tmp_path) as new:
+            (new / "file").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        interrupted()
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
     assert (tmp_path / "made/file").read_text() == "first"
 
 
 def test_what_cannot_be_moved_is_put_back(tmp_path: Path) -> None:
     make(tmp_path / "made", "first")
-    with pytest.raises(TargetError, match="No such file or directory.*another cache folder by XDG_CACHE_HOME"):
+
+    def empty() -> None:
         with scratch(tmp_path) as new:
             new.rmdir()
             put(new, tmp_path / "made")
+
+    with pytest.raises(TargetError, match=r"No such file or directory.*another cache folder by XDG_CACHE_HOME"):
+        empty()
     assert (tmp_path / "made/file").read_text() == "first"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=f"cannot write into {tmp_path}: No space left on device; free some space"):
+    def write() -> None:
         with scratch(tmp_path) as new:
             (new / "file").symlink_to("/dev/full")
             (new / "file").write_text("x")
+
+    with pytest.raises(TargetError, match=f"cannot write into {tmp_path}: No space left on device; free some space"):
+        write()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TargetError, match="cannot write into .*/file/targets: Not a directory"):
-        with alone(tmp_path / "file/targets", print):
-            pass
+    with pytest.raises(TargetError, match=r"cannot write into .*/file/targets: Not a directory"):
+        alone(tmp_path / "file/targets", print).__enter__()
 
 
 def test_one_waits_for_the_other(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_no_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("said", "told"),
     [
         (
-            "WARNING: x\nERROR: Could not find a version that satisfies the requirement a==9 (from versions: 1.0, 2.0rc1, 3)",
+            "WARNING: x\nERROR: No version that satisfies the requirement a==9 (from versions: 1.0, 2.0rc1, 3)",
             "pip finds no a==9 for this platform: there are 1.0 to 3",
         ),
         ("ERROR: satisfies the requirement a (from versions: none)", "pip finds no a: is there a connection"),
