@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnxopt.graph import io
+from onnxopt.graph.cost import PRODUCTS
 from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed
@@ -42,8 +43,9 @@ _AROUND = (
     "Unsqueeze",
 )
 _ROUNDS = 4
-# Most models have no more places than this times itself, and two rounds find the layer. All are held in memory at once.
-_AT_ONCE = 32
+_TIMEOUT_S = 600
+# Most models have no more places than that, and one run tells. All are held in memory at once.
+_AT_ONCE = 64
 # Sums of float16 numbers, each rounded to 11 bits; what the exact passes are allowed would hide how they are summed.
 _FLOAT16 = 2e-3
 
@@ -148,14 +150,16 @@ def _ancestors(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def _layer(graph: Graph, places: Mapping[str, Tensor], name: str) -> Node:
-    """The node that does the work for a tensor: the nearest before it that is more than a step around a kernel."""
+    """The node that does the work for a tensor: of those since the last that could be read, the nearest product, or
+    else the nearest that is more than a step around a kernel."""
     tensor = places.get(name) or next(t for t in graph.outputs if t.name == name)
-    node: Node = tensor.inputs[0]
-    while node.op in _AROUND and node.inputs[0].inputs:
-        if node.inputs[0].name in places:
-            break
-        node = node.inputs[0].inputs[0]
-    return node
+    made_by: list[Node] = [tensor.inputs[0]]
+    for node in made_by:  # grows: nearest first
+        inner = (t for t in reads(node) if t.name not in places)
+        made_by += [maker for t in inner for maker in t.inputs if maker not in made_by]
+    products = (node for node in made_by if node.op in PRODUCTS)
+    workers = (node for node in made_by if node.op not in _AROUND)
+    return next(products, None) or next(workers, made_by[0])
 
 
 def _compare(model: Model, names: Sequence[str], feed: Feed, way: Way, threads: int) -> dict[str, _Difference | None]:
@@ -167,7 +171,7 @@ def _compare(model: Model, names: Sequence[str], feed: Feed, way: Way, threads: 
         have = {o.name for o in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in have)
         path.write_bytes(proto.SerializeToString())
-        job = Job(models=(path,), feeds=[feed], threads=threads)
+        job = Job(models=(path,), feeds=[feed], threads=threads, timeout_s=_TIMEOUT_S)
         (here,), (there,) = (each.run(job).runs[0].outputs for each in (Native(), way))
     return {name: _difference(here[name], there[name]) for name in here if name in there}
 
