@@ -44,6 +44,18 @@ def wheels(make_wheel: Callable[..., Path]) -> None:
 
 
 @pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages without pip, which takes its time."""
+
+    def install(wanted: object, ready: object, site: Path, platform: object) -> None:
+        for name in (f"onnxruntime-{session.__version__}", "numpy-9.9"):
+            (site / f"{name}.dist-info").mkdir(parents=True)
+
+    monkeypatch.setattr(arm64.wheels, "download", lambda *_: None)
+    monkeypatch.setattr(arm64.wheels, "install", install)
+
+
+@pytest.fixture
 def said() -> list[str]:
     return []
 
@@ -92,7 +104,7 @@ def test_from_a_mirror_then_kept_then_offline(
 
 
 def test_an_emulator_that_is_here_and_fits_is_used(
-    mirror: Any, lock: Lock, wheels: None, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mirror: Any, lock: Lock, no_pip: None, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from onnxopt.environments.unpack import unpack
 
@@ -232,13 +244,7 @@ def test_ended_in_the_middle_nothing_is_left(server: Any, lock: Lock, tmp_path: 
     assert [p.name for p in (cache / "onnxopt/targets").iterdir()] == [".lock"]
 
 
-def test_two_at_once_make_it_once(mirror: Any, lock: Lock, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def install(wanted: object, ready: object, site: Path, platform: object) -> None:
-        for name in (f"onnxruntime-{session.__version__}", "numpy-9.9"):
-            (site / f"{name}.dist-info").mkdir(parents=True)
-
-    monkeypatch.setattr(arm64.wheels, "download", lambda *_: None)
-    monkeypatch.setattr(arm64.wheels, "install", install)
+def test_two_at_once_make_it_once(mirror: Any, lock: Lock, server: Any, no_pip: None) -> None:
     address = f"http://127.0.0.1:{server.server_address[1]}"
     said: list[list[str]] = [[], []]
     done: list[str] = []
