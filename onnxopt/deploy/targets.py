@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxopt.check.gates import Gates
 from onnxopt.check.targets import default_targets, on_targets
 from onnxopt.deploy.accuracy import check_accuracy
@@ -54,7 +56,7 @@ def _finding(result: TargetResult, against_reference: bool) -> Finding:
     parts = [result.why] if result.why else []
     if result.status == "passed":
         other = "the reference's" if against_reference else "those of this machine"
-        near = f"{words.share(agreement)} of the top answers are" if agreement is not None else f"{_noise(noise)} from"
+        near = f"{words.share(agreement)} of the top answers are" if agreement is not None else _near(noise)
         parts.insert(0, f"{near} {other}")
     parts += [f"it departs at {result.departure}"] if result.departure else []
     parts += [cause.why for cause in result.causes]
@@ -69,5 +71,7 @@ def _finding(result: TargetResult, against_reference: bool) -> Finding:
     )
 
 
-def _noise(decibels: float | None) -> str:
-    return "an unknown distance" if decibels is None else f"{words.decibels(decibels)} (signal to noise)"
+def _near(noise: float | None) -> str:
+    if noise is None:
+        return "not compared with"
+    return "its answers are" if noise == math.inf else f"{words.decibels(noise)} signal to noise against"
