@@ -87,12 +87,12 @@ def _pieces(address: str) -> Iterator[bytes]:
     except HTTPError as error:
         error.close()
         if error.code in (404, 410):
-            raise GoneError(f"{address} does not exist") from None
+            raise GoneError(f"{address} does not exist: try another --mirror") from None
         raise _BrokenError(f"the server says {error.code} {error.reason}") from None
     except (URLError, OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, FileNotFoundError) or (urlsplit(address).scheme == "file" and _missing(address)):
-            raise GoneError(f"{address} does not exist") from None
+            raise GoneError(f"{address} does not exist: try another --mirror") from None
         raise _BrokenError(str(reason) or type(reason).__name__) from None
     with answer:
         while True:
