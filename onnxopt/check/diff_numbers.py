@@ -28,11 +28,11 @@ def numbers(
     tensors from the graphs as they are written, some at a time. Raises ExecutionError where one does not run."""
     outputs = [o.name for o in a.outputs if o.name in {o.name for o in b.outputs}]
     found = list(_compared(a, b, [outputs] if outputs else [], dataset, threads, track, "compare outputs", True))
-    shared = _shared(a, b, sizes)
+    shared = [name for name in _shared(a, b, sizes) if name not in outputs]
     inner = list(
         _compared(a, b, list(_parts(shared, sizes[0])), dataset, threads, track, "compare inner tensors", False)
     )
-    first = next((t.name for t in inner if not t.sqnr_db >= _ROUNDING_DB), None)
+    first = next((t.name for t in (*inner, *found) if not t.sqnr_db >= _ROUNDING_DB), None)
     return Numbers(dataset.count, tuple(found), tuple(inner), first)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,12 +62,20 @@ def _difference(i: int, x: _Weight, y: _Weight) -> WeightDifference:
         return WeightDifference(i, change, *texts)
     # As numbers, whatever they are: not as names, as integer outputs of models are.
     numbers = [v if v.dtype.kind in "fV" else v.astype(np.float64) for v in (a, b)]
+    if not _same_where_undefined(*numbers):
+        return WeightDifference(i, change, *texts, math.inf, None, -math.inf)
     sums = Comparison()
     sums.add({}, {"": numbers[0]}, {"": numbers[1]})
     (found,) = sums.result(0).outputs
-    largest = float(np.abs(numbers[0].astype(np.float64)).max(initial=0.0)) if numbers[0].size else 0.0
+    largest = float(np.abs(numbers[0]).max(initial=0.0, where=np.isfinite(numbers[0])))
     relative = found.max_error / largest if largest else None
     return WeightDifference(i, change, *texts, found.max_error, relative, found.sqnr_db)
+
+
+def _same_where_undefined(a: Array, b: Array) -> bool:
+    """Are NaN and infinities the same ones? These are no part of a signal or an error."""
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    return np.array_equal(a[odd].astype(np.float64), b[odd].astype(np.float64), equal_nan=True)
 
 
 def _weight(tensor: Tensor) -> _Weight | None:

@@ -132,7 +132,7 @@ def _numbers(numbers: Numbers, verbose: bool) -> Iterator[RenderableType]:
         title = "Inner tensors, in order" if verbose else "Inner tensors, the worst first"
         yield table(title, columns, limited([_quality(t) for t in shown], verbose))
     if numbers.first is not None:
-        yield Text(f"the first of {len(numbers.tensors)} that is another: {_plain(numbers.first)}")
+        yield Text(f"the first that is another: {_plain(numbers.first)}")
 
 
 def _quality(o: OutputQuality) -> tuple[str, str, str]:

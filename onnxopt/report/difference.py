@@ -77,8 +77,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What both compute from the same ``samples``: their outputs, and the tensors that both have by name, in the order
-    in which the first makes them. ``first`` is the first of these that is another beyond rounding."""
+    """What both compute from the same ``samples``: their outputs, and other tensors that both have by name, in the
+    order in which the first makes them. ``first`` is the first of all these that is another beyond rounding."""
 
     samples: int
     outputs: tuple[OutputQuality, ...]

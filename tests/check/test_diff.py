@@ -85,7 +85,7 @@ def test_equal() -> None:
     assert (found.removed, found.added, found.interface, found.header, found.renamed) == ((), (), (), (), 0)
     assert found.numbers is not None
     assert found.numbers.first is None
-    assert len(found.numbers.tensors) == len(found.pairs) == 43
+    assert len(found.numbers.tensors) + 1 == len(found.pairs) == 43
     assert {t.sqnr_db for t in found.numbers.tensors} == {math.inf}
     assert "equal: the same graph with the same weights\n" in shown(found)
     assert found.sizes[0] == found.sizes[1]
@@ -128,8 +128,49 @@ def test_a_weight() -> None:
     assert weight.relative_error == pytest.approx(0.5 / largest)
     assert found.numbers is not None
     assert found.numbers.first == "c2"
-    assert [t.sqnr_db == math.inf for t in found.numbers.tensors] == [True, True, False, False]
+    assert [t.sqnr_db == math.inf for t in found.numbers.tensors] == [True, True, False]
     assert "different: 1 of 4 common nodes changed, 1 weight changed" in shown(found)
+
+
+@pytest.mark.parametrize(("a", "b", "error", "sqnr"), [
+    (math.nan, math.nan, None, None), (math.nan, 2.0, math.inf, -math.inf), (2.0, math.inf, math.inf, -math.inf),
+    (math.inf, -math.inf, math.inf, -math.inf),
+])  # fmt: skip
+def test_weights_that_are_no_numbers(a: float, b: float, error: float | None, sqnr: float | None) -> None:
+    models = [net(weights={"b2": np.array([1, 2, 3, 4, 5, 6, 7, v], np.float32)}) for v in (a, b)]
+    found = compared(*models)
+    changes = [w for p in found.pairs for w in p.weights]
+    assert [(w.max_error, w.sqnr_db) for w in changes] == ([] if error is None else [(error, sqnr)])
+    assert "same values" not in shown(found)
+
+
+def test_types_alone() -> None:
+    """The same numbers in another type, text that is another, and no nodes at all."""
+
+    def model(weight: onnx.TensorProto) -> onnx.ModelProto:
+        weight.name = "w"
+        graph = helper.make_graph(
+            [helper.make_node("Cast", ["w"], ["c"], to=1), helper.make_node("Add", ["x", "c"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+            [weight],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    brain = helper.make_tensor("w", TensorProto.BFLOAT16, [2], [1.0, 2.0])
+    half = numpy_helper.from_array(np.array([1, 2], np.float16))
+    found = compared(model(brain), model(half))
+    (weight,) = (w for p in found.pairs for w in p.weights)
+    assert (weight.change, weight.a, weight.b, weight.max_error) == ("retyped", "bfloat16[2]", "float16[2]", 0.0)
+    assert "input 0: bfloat16 → float16, same values" in shown(found)
+    text = [model(numpy_helper.from_array(np.array([w, "2"], object))) for w in ("1", "3")]
+    (weight,) = (w for p in compared(*text).pairs for w in p.weights)
+    assert (weight.change, weight.max_error) == ("changed", None)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    empty = helper.make_model(helper.make_graph([], "g", [value], [value]), opset_imports=[helper.make_opsetid("", 17)])
+    assert compared(empty, empty).same
+    assert not compared(empty, model(half)).same
 
 
 def test_attributes_and_their_defaults() -> None:
