@@ -6,6 +6,7 @@ the others were not run.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from onnxopt.data.sizes import concrete
 from onnxopt.deploy.finding import Finding
 from onnxopt.errors import ExecutionError
 from onnxopt.graph.signature import Feed
@@ -23,6 +25,7 @@ from onnxopt.runtime.local import Launch, run_in_child
 from onnxopt.runtime.machine import machine
 
 if TYPE_CHECKING:
+    from onnxopt.data.dataset import Dataset
     from onnxopt.deploy.subject import Subject
 
 # The check that fails when the model does not run.
@@ -31,6 +34,8 @@ Fault: TypeAlias = Literal["operators", "memory", "latency", "edges"]
 TIME_LIMIT_S = 120.0
 # Of this machine's memory, so that it stays usable; and of one whose memory is not known.
 _SHARE, _UNKNOWN = 0.75, 8 * 2**30
+# Of a sample that are made on its way to the model.
+_COPIES = 16
 # ONNX Runtime's words, and Python's, for too little memory.
 _MEMORY = ("Failed to allocate", "bad_alloc", "MemoryError", "would require more than", "ended by SIGKILL")
 
@@ -67,6 +72,8 @@ _REMEDIES: dict[Fault, str] = {
 
 def try_out(subject: Subject) -> Trial:
     """Run the first sample twice with one thread. Raises DataError when the data cannot be read."""
+    if too_large := _too_large(subject.dataset):
+        return Trial({}, None, too_large, "memory")
     feed = next(iter(subject.dataset.batches(1, stop=1)))
     try:
         return Trial(feed, run_bounded((subject.path,), (feed, feed)))
@@ -90,6 +97,16 @@ def telling(why: str) -> str:
     why = re.sub(r"\w+: \[ONNXRuntimeError\] : \d+ : \w+ : ", "", why)
     why = re.sub(r"/onnxruntime_src/.*?\) |/onnxruntime_src/.*", "", why)
     return re.sub(r"Non-zero .* running (\w+) node\. Name:('[^']*') Status Message: ?", r"\1 \2 ", why).strip()
+
+
+def _too_large(dataset: Dataset) -> str:
+    """Why no sample can be made up for the inputs; "" if one can."""
+    if not dataset.synthetic:
+        return ""
+    for spec, shape in zip(dataset.inputs, concrete(dataset.inputs).values(), strict=True):
+        if (size := math.prod(shape) * spec.dtype.itemsize) > _most() // _COPIES:
+            return f"a sample of its input '{spec.name}' takes {words.size(size)}"
+    return ""
 
 
 def _most() -> int:

@@ -205,6 +205,12 @@ def endless_constant(folder: Path) -> Case:
     return Case(saved(small(body, constants=", int64[1] sizes = {1099511627776}"), folder))
 
 
+def endless_input(folder: Path) -> Case:
+    """A sample of it would not fit into any memory."""
+    body = "y = ReduceMax<keepdims=0>(x)"
+    return Case(saved(small(body, inputs="float[65536,1024,1024] x", outputs="float y"), folder))
+
+
 def too_slow(folder: Path) -> Case:
     return Case(saved(small(), folder), {"latency": {"max-ms": 0.000001}})
 
@@ -291,7 +297,7 @@ FAILS: dict[str, list[Callable[[Path], Case]]] = {
     "operators": [unknown_operator, no_kernel, forbidden_operator],
     "external-data": [weights_missing, weights_outside, weights_too_short],
     "size": [too_large],
-    "memory": [too_much_memory, endless_memory, endless_constant],
+    "memory": [too_much_memory, endless_memory, endless_constant, endless_input],
     "latency": [too_slow],
     "accuracy": [worse_than_its_reference, too_often_wrong],
     "saturation": [could_overflow],
