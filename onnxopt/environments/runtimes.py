@@ -41,8 +41,8 @@ def plan(wanted: str, source: Source) -> list[str]:
     """What would be fetched from where, in lines. Nothing is fetched."""
     what, place = " and ".join(requirements(parse_version(wanted))), cache_folder() / "targets"
     return [
-        f"into {place}, about 100 MB:",
-        f"from {source.wheels_from(HERE)}: {what}, about 35 MB",
+        f"into {place}, about 80 MB:",
+        f"from {source.wheels_from(HERE)}: {what}, about 30 MB",
     ]
 
 

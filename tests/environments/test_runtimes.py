@@ -43,8 +43,8 @@ def test_the_newest_of_a_version_runs_apart_from_ours(index: None, cache: Path) 
         runtimes.set_up("1.16", Source(), said.append, silent) == f"set up: ONNX Runtime 1.16.3 in {cache}/ort-1.16.3"
     )
     assert said == [
-        f"into {cache}, about 100 MB:",
-        "from the index that pip uses: onnxruntime==1.16.* and numpy<2, about 35 MB",
+        f"into {cache}, about 80 MB:",
+        "from the index that pip uses: onnxruntime==1.16.* and numpy<2, about 30 MB",
     ]
     made = json.loads((cache / "ort-1.16.3/environment.json").read_text())
     assert (made["onnxruntime"], made["numpy"]) == ("1.16.3", "1.26.4")
