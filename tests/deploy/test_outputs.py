@@ -24,12 +24,12 @@ from onnxopt.deploy.text import render
 from onnxopt.deploy.write import check_kind, write_check
 from onnxopt.errors import OutputError, SpecError
 
-# A file name may hold any bytes; those that are not UTF-8 come as low surrogates.
-PATH = NASTY.replace("\ud800", "\udcff") + ".onnx"
 RULES = {c.name: c.does for c in CHECKS}
 NASTY = (
     "\x1b[31m\x00]]></failure><script>alert(1)</script>|`*[a](https://x)@team #1 \u202egnp \ud800 \n::error::\r\u2028"
 )
+# A file name may hold any bytes; those that are not UTF-8 come as low surrogates.
+PATH = NASTY.replace("\ud800", "\udcff") + ".onnx"
 
 
 def report(*findings: Finding, path: str = "models/m.onnx") -> CheckReport:
