@@ -3,6 +3,9 @@
 Tensors are made outputs of the model, which is then run here and there. That changes which kernels ONNX Runtime makes
 of the graph, so only those are read at which none begins or ends otherwise: what a QuantizeLinear writes, and the
 floats that a layer reads. A few at a time, first all over the graph, then only before the first that differs.
+
+What ONNX Runtime makes unsigned when it loads a model would stay signed if somebody looked at it; it is made unsigned
+here before, for all processors, since their integer kernels take both.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import onnx
 
 from onnxopt.graph import io
 from onnxopt.graph.cost import PRODUCTS
-from onnxopt.graph.ir import Graph, Node, Tensor, is_constant, reads
+from onnxopt.graph.ir import Graph, Node, Scope, Tensor, is_constant, reads
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed
 from onnxopt.numerics.tolerance import allowed, deviation
 from onnxopt.runtime.exchange import Job
+from onnxopt.runtime.islands import type_read
 from onnxopt.targets.native import Native
 from onnxopt.targets.way import Way
 
@@ -82,6 +86,7 @@ def find_departure(candidate: Model, feed: Feed, way: Way, *, threads: int = 1) 
     None where there is none: also where a difference goes away as soon as the inner tensors are looked at.
     Raises ExecutionError and TargetError as ``way.run`` does.
     """
+    candidate = _as_loaded(candidate)
     graph = candidate.graph
     places = cuts(graph)
     known: dict[str, _Difference | None] = {}
@@ -112,6 +117,24 @@ def cuts(graph: Graph) -> dict[str, Tensor]:
             if not tensor.is_empty() and _is_cut(node, tensor):
                 found[tensor.name] = tensor
     return found
+
+
+def _as_loaded(model: Model) -> Model:
+    """A copy in which those quantized tensors are uint8 that x86 builds of ONNX Runtime turn from int8 into it."""
+    copy = model.clone()
+    scope = Scope(copy.graph)
+    for node in copy.graph.nodes:
+        if node.op != "DequantizeLinear" or type_read(node, scope, "native") != np.uint8:
+            continue
+        quantize = scope.producer(node.inputs[0])
+        if quantize is None or quantize.op != "QuantizeLinear":
+            continue
+        for end in (quantize, node):
+            if len(end.inputs) > 2 and is_constant(end.inputs[2]) and end.inputs[2].dtype == np.int8:
+                zero = np.asarray(end.inputs[2].values).astype(np.int16) + 128
+                end.inputs[2] = copy.constant("zero_point", zero.astype(np.uint8))
+                quantize.outputs[0].dtype = np.dtype(np.uint8)
+    return copy
 
 
 def _is_cut(node: Node, tensor: Tensor) -> bool:
