@@ -66,7 +66,9 @@ def _find_arm64(target: Target) -> Emulated | Unavailable:
     if there.onnxruntime != session.__version__:
         why = f"it was set up with ONNX Runtime {there.onnxruntime}, and here is {session.__version__}"
         return Unavailable(why, f"{_SET_UP} again")
-    command = (there.qemu, "-cpu", str(target.cpu), "-L", there.sysroot, there.python)
+    # Libraries of this machine are of no use there.
+    options = ("-U", "LD_LIBRARY_PATH", "-cpu", str(target.cpu), "-L", there.sysroot)
+    command = (there.qemu, *options, there.python)
     return Emulated(target, command, there.qemu_version, (there.site,))
 
 
