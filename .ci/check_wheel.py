@@ -19,7 +19,8 @@ def main() -> None:
     engine = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.py")}
     passes = {f"onnxopt/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
     templates = {str(p.relative_to(ROOT)) for p in (ROOT / "onnxopt").rglob("*.jinja2")}
-    expected = engine | passes | templates | {"onnxopt/py.typed", "onnxopt/environments/lock.json"}
+    data = {"onnxopt/py.typed", "onnxopt/environments/lock.json", "onnxopt/targets/count.c"}
+    expected = engine | passes | templates | data
     if held != expected:
         sys.exit(f"the wheel lacks {sorted(expected - held)} and has too much in {sorted(held - expected)}")
     print(f"wheel: {len(held)} files, as they should be")
