@@ -1,0 +1,103 @@
+"""Targets in a report: the table, what is said below it, and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from onnxopt.report.json import from_json, to_json
+from onnxopt.report.report import Cause, GateResult, Latency, Remedy, Report, TargetResult, Validation
+from onnxopt.report.rows import TARGETS, target_notes, targets
+from onnxopt.report.text import render
+
+TIME = Latency(1.0, 0.9, 1.1)
+VALIDATION = Validation(
+    "native",
+    500,
+    28.4,
+    0.999,
+    (),
+    0.985,
+    0.805,
+    0.81,
+    None,
+    None,
+    1.0,
+    2.0,
+    TIME,
+    TIME,
+    2.0,
+    1.95,
+    2.05,
+    1,
+    1,
+    None,
+    None,
+)
+GUARD = Cause(
+    "16-bit saturation", "pairs overflow", (Remedy("--target any", "a bit less"), Remedy("uint8 weights", ""))
+)
+RESULTS = (
+    TargetResult(
+        "x86-64-avx512vnni", "masked", "passed", "", 500, 28.4, 28.4, 0.985, 0.985, 0.805, 0.805, math.inf, 1.0, 0.0,
+        1.0, 2.0, 2.2, 2.1, 2.3,
+    ),
+    TargetResult(
+        "x86-64-avx2", "masked", "failed", "the error is large", 500, 8.1, 28.4, 0.685, 0.985, 0.6, 0.805, 8.2, 0.7234,
+        1.5, 1.0, 2.0, 1.7, 1.6, 1.8, departure="Conv 'c1': 3 % differ", causes=(GUARD,),
+    ),
+    TargetResult("arm64-cortex-a53", "emulated", "passed", "8 of 500 samples", 8, -math.inf, parity_db=41.2),
+    TargetResult("arm64-cortex-a72", "emulated", "passed", "8 of 500 samples", 8, 30.0, parity_db=41.2),
+    TargetResult("arm64-neoverse-v1", "", "not checked", "it is not set up"),
+)  # fmt: skip
+GATE = GateResult("targets", 4, 3, False, "3 of 4 pass")
+REPORT = Report({}, {}, validation=(VALIDATION,), targets=RESULTS, gates=(GATE,), verdict="rejected")
+
+
+def text(width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render(REPORT))
+    return console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
+
+
+def test_a_row_for_each_and_this_machine_first() -> None:
+    rows = targets(REPORT)
+    assert {len(row) for row in rows} == {len(TARGETS)}
+    assert rows[0] == ("native", "500", "28.4 dB", "98.5 %", "80.5 %", "", "2.00 x", "")
+    assert rows[1] == ("x86-64-avx512vnni", "500", "28.4 dB", "98.5 %", "80.5 %", "equal", "2.20 x", "passed")
+    assert rows[2][5:] == ("8.2 dB 72.3 %", "1.70 x", "failed")
+    assert rows[3] == ("arm64-cortex-a53", "8", "-inf dB", "", "", "41.2 dB", "", "passed")
+    assert rows[5] == ("arm64-neoverse-v1", *[""] * 6, "not checked")
+    assert targets(Report({}, {}, validation=(VALIDATION,))) == []
+
+
+def test_failures_come_with_layer_cause_and_remedies() -> None:
+    assert target_notes(REPORT) == [
+        ("x86-64-avx2", "the error is large"),
+        ("  departs", "first in Conv 'c1': 3 % differ"),
+        ("  16-bit saturation", "pairs overflow"),
+        ("  remedy", "--target any (a bit less)"),
+        ("  remedy", "uint8 weights"),
+        ("arm64-cortex-a53, arm64-cortex-a72", "8 of 500 samples"),
+        ("arm64-neoverse-v1", "not checked: it is not set up"),
+    ]
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_a_target_is_a_line(width: int) -> None:
+    lines = text(width).splitlines()
+    for result in RESULTS:
+        (line,) = [found for found in lines if found.strip().startswith(f"{result.target} ")]
+        assert line.split()[-1] == result.status.split()[-1]
+    assert "rejected: targets fails" in lines[-1]
+
+
+def test_there_and_back() -> None:
+    content = json.loads(json.dumps(to_json(REPORT), allow_nan=False))
+    assert content["targets"][0]["parity_db"] == "Infinity"
+    assert content["targets"][1]["causes"][0]["remedies"][0] == {"what": "--target any", "price": "a bit less"}
+    assert from_json(content).targets == RESULTS
