@@ -31,7 +31,8 @@ def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def put(name: str, version: str, says: str = "", options: str = "-plugin file") -> None:
         file = tmp_path / "bin" / name
         file.write_text(
-            f"#!/bin/sh\ncase $1 in --version) echo 'qemu version {version}'; exit;; -h) echo '{options}'; exit;; esac\n"
+            "#!/bin/sh\n"
+            f"case $1 in --version) echo 'qemu version {version}'; exit;; -h) echo '{options}'; exit;; esac\n"
             f'{says}\nshift 4; exec "$@"\n'
         )
         file.chmod(0o755)
