@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxopt.errors import ExecutionError
 from onnxopt.graph.signature import Feed
 from onnxopt.runtime import session
 from onnxopt.runtime.exchange import Job
-from onnxopt.runtime.target import ARM, TARGETS, X86_AVX, X86_AVX2, X86_AVX512, X86_SSE42, Target
+from onnxopt.runtime.target import ARM, TARGETS, X86_AVX2, X86_AVX512, X86_SSE42, Target
 from onnxopt.targets import emulated
 from onnxopt.targets.emulated import Emulated, find_emulator, qemu_version
 from onnxopt.targets.environment import read_environment
@@ -46,15 +45,10 @@ def test_every_arm_processor_is_known_to_the_emulator(arm64: Path) -> None:
     assert [way_to(target).command[3:5] for target in ARM] == [("-cpu", target.cpu) for target in ARM]
 
 
-def test_what_fails_there_says_where(arm64: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExecutionError, match="the model failed to load on arm64-cortex-a53: "):
-        way_to(TARGETS["arm64-cortex-a53"]).run(Job(models=(tmp_path / "no.onnx",), feeds=[{}]))
-
-
 @pytest.mark.slow
 def test_x86_gives_the_bits_that_masking_gives(telltale: Path, feed: Feed) -> None:
     """Neither knows of the other. The emulator lacks the instructions, so the kernels need no others."""
-    targets = (X86_SSE42, X86_AVX, X86_AVX2)
+    targets = (X86_SSE42, X86_AVX2)
     masks = [found for found in map(find_mask, targets) if not isinstance(found, Unavailable)]
     if len(masks) < len(targets):
         pytest.skip("this machine can mask less than AVX2")
