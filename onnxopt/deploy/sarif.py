@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from onnxopt import __version__
 from onnxopt.deploy.finding import CheckReport, Finding
 from onnxopt.deploy.printable import shown
 
@@ -28,7 +27,7 @@ def sarif(report: CheckReport, rules: Mapping[str, str]) -> str:
     names = list(rules)
     driver = {
         "name": "onnxopt",
-        "version": __version__,
+        "version": report.versions.get("onnxopt", "unknown"),
         "rules": [{"id": name, "shortDescription": {"text": does}} for name, does in rules.items()],
     }
     artifact = {"location": {"uri": uri}, "length": report.model.bytes, "hashes": {"sha-256": report.model.sha256}}
