@@ -40,7 +40,7 @@ class Emulated:
     timed: bool = False
     # Measured on two machines: float 320 to 850 times (on x86, with old versions of QEMU, 4000), integers 60 to 740.
     slowdown: float = 1500
-    slowdown_int8: float = 1000
+    slowdown_int8: float = 1500
 
     @property
     def how(self) -> str:
