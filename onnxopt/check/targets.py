@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt.check.causes import find_causes
+from onnxopt.check.clock import time_limit, time_there, too_slow
 from onnxopt.check.departure import Departure, find_departure
-from onnxopt.check.gates import MIN_SPEEDUP, Gates, answers, fast_enough
+from onnxopt.check.gates import Gates, answers
 from onnxopt.check.parity import Outputs, apart, compared, estimate, grown
 from onnxopt.check.sampling import Sample, affordable, draw
 from onnxopt.check.validate import leading
@@ -30,8 +31,9 @@ from onnxopt.report.report import TargetResult, Validation
 from onnxopt.runtime.audit import is_quantized
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.session import __version__ as ort_version
-from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512, Target
-from onnxopt.runtime.timing import Timing
+from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512
+from onnxopt.targets.counting import Counter, find_counter
+from onnxopt.targets.emulated import Emulated
 from onnxopt.targets.find import find_way
 from onnxopt.targets.native import Native
 from onnxopt.targets.spec import Wanted, parse_targets
@@ -40,11 +42,6 @@ from onnxopt.targets.way import Unavailable, Way
 if TYPE_CHECKING:
     from onnxopt.data.dataset import Dataset
 
-# Seconds for one round of timing, how many rounds, and runs that are not counted.
-_ROUND_S, _ROUNDS, _WARM_UP = 1.2, 3, 2
-_MIN_PAIRS, _MAX_PAIRS = 5, 300
-# A time limit is for what hangs: so much longer than it should take, and the start.
-_PATIENCE, _START_S = 10, 120
 # What is not worth a process of its own to find out how long it takes.
 _CHEAP_S = 2.0
 
@@ -103,7 +100,7 @@ def _prepare(
     quantized = is_quantized(model)
     first = next(iter(dataset.batches(batch, stop=batch)))
     size = 1 if dataset.batching.whole else leading(first)
-    probe = Native().run(Job(models=paths, feeds=(first,), threads=threads, runs=4))
+    probe = Native().run(Job(models=paths, feeds=(first,), threads=threads, runs=4, timeout_s=time_limit(60)))
     seconds = tuple(min(run.run_s[1:]) / size for run in probe.runs)
     held = [first, *(outputs for run in probe.runs for outputs in run.outputs)]
     nbytes = sum(value.nbytes for values in held for value in values.values()) // size
@@ -112,7 +109,7 @@ def _prepare(
         for way in ways
     ]
     sample = draw(dataset, counts)
-    limit = _limit(sum(seconds) * sample.dataset.count)
+    limit = time_limit(sum(seconds) * sample.dataset.count)
     ran = Native().run(Job(models=paths, feeds=sample.feeds, threads=threads, timeout_s=limit))
     expected, here = (run.outputs or tuple({} for _ in sample.feeds) for run in ran.runs)
     bench = _Bench(
@@ -180,6 +177,7 @@ class _Bench:
             native_accuracy=here.accuracy,
             parity_db=parity.sqnr_db,
             parity_agreement=parity.agreement,
+            instructions=self._counted(way),
             parity_error=max((o.max_error for o in parity.outputs if o.equal is None), default=None),
         )
         result, slow, notes = self._timed(result, wanted, way)
@@ -207,7 +205,7 @@ class _Bench:
         """
         guess = self.seconds[1] * _slowdown(way, self.quantized)
         few, done = self.sample.first(count if guess * count < _CHEAP_S else 1)
-        job = Job(models=(self.paths[1],), feeds=few, threads=self.threads, timeout_s=_limit(guess * done))
+        job = Job(models=(self.paths[1],), feeds=few, threads=self.threads, timeout_s=time_limit(guess * done))
         answer = way.run(job)
         run = answer.runs[0]
         took = sum(run.run_s) / done
@@ -215,31 +213,29 @@ class _Bench:
         rest = feeds[len(few) :]
         if not rest:
             return run.outputs, feeds, samples, answer.onnxruntime
-        more = way.run(replace(job, feeds=rest, timeout_s=_limit(max(guess, took) * samples)))
+        more = way.run(replace(job, feeds=rest, timeout_s=time_limit(max(guess, took) * samples)))
         return (*run.outputs, *more.runs[0].outputs), feeds, samples, answer.onnxruntime
 
+    def _counted(self, way: Way) -> int | None:
+        """Instructions of one run there, where the emulator at hand can count."""
+        counter = find_counter(way) if isinstance(way, Emulated) else None
+        if not isinstance(counter, Counter):
+            return None
+        pair = self.batch * self.seconds[1] * _slowdown(way, self.quantized)
+        with suppress(ExecutionError):
+            return counter.count(Job(models=self.paths[1:], feeds=(self.first,), timeout_s=time_limit(2 * pair)))[0]
+        return None
+
     def _timed(self, result: TargetResult, wanted: Wanted, way: Way) -> tuple[TargetResult, list[str], list[str]]:
-        """The result with the times of original and candidate there, in turn; what is too slow, and what to say."""
+        """The result with the times of original and candidate there; what is too slow, and what to say."""
         if not (way.timed and self.clock):
             return result, [], []
-        pair = (self.seconds[0] * way.slowdown + self.seconds[1] * way.slowdown_int8) * self.batch
-        runs = _WARM_UP + int(np.clip(_ROUND_S / pair, _MIN_PAIRS, _MAX_PAIRS))
-        job = Job(
-            models=self.paths,
-            feeds=(self.first,),
-            threads=self.threads,
-            runs=runs,
-            keep=False,
-            timeout_s=_limit(runs * pair),
-        )
-        rounds = []
+        pair_s = (self.seconds[0] * way.slowdown + self.seconds[1] * way.slowdown_int8) * self.batch
         try:
-            for _ in range(_ROUNDS):
-                times = [1e3 * np.array(run.run_s[_WARM_UP:]) for run in way.run(job).runs]
-                rounds.append(Timing.of(times[0], times[1]))
+            timing = time_there(self.paths, way, self.first, pair_s, threads=self.threads)
         except (ExecutionError, TargetError) as error:
             return result, [], [f"not timed: {error}"]
-        timing = Timing.over(rounds)
+        slow, notes = too_slow(timing, wanted, self.gates, quantized=self.quantized)
         result = replace(
             result,
             latency_ms=float(np.median(timing.candidate_ms)),
@@ -248,18 +244,7 @@ class _Bench:
             speedup_low=timing.speedup_low,
             speedup_high=timing.speedup_high,
         )
-        line = f"{timing.speedup:.2f} times as fast as the original"
-        if fast_enough(self._speed_gates(wanted), timing.speedup, timing.speedup_high):
-            return result, [], []
-        if self.quantized and _no_integer_kernels(wanted.target):
-            return result, [], [f"{line}: processors without AVX2 have no integer kernels that are faster than float"]
-        return result, [line], []
-
-    def _speed_gates(self, wanted: Wanted) -> Gates:
-        """A speed that was asked for is asked of devices; processors that are masked must only not be slower."""
-        asked = self.gates.min_speedup
-        keep = wanted.address is not None or asked is None or asked < MIN_SPEEDUP
-        return self.gates if keep else replace(self.gates, min_speedup=None)
+        return result, slow, notes
 
     def _explained(self, result: TargetResult, wanted: Wanted, way: Way, feed: Feed) -> TargetResult:
         """The result with the layer that departs first, and for a failure with what causes it."""
@@ -268,14 +253,6 @@ class _Bench:
             departure = find_departure(self.model, feed, way, threads=self.threads)
         causes = find_causes(self.model, wanted.target, departure) if result.status == "failed" else ()
         return replace(result, departure=None if departure is None else str(departure), causes=causes)
-
-
-def _no_integer_kernels(target: Target) -> bool:
-    return target.architecture == "x86-64" and "avx2" not in target.instructions
-
-
-def _limit(seconds: float) -> float:
-    return _START_S + _PATIENCE * seconds
 
 
 def _slowdown(way: Way, quantized: bool) -> float:

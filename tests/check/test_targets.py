@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxopt.check import sampling, targets
+from onnxopt.check import clock, sampling, targets
+from onnxopt.check.clock import too_slow
 from onnxopt.check.gates import Gates, on_all
 from onnxopt.check.parity import apart, estimate, grown
 from onnxopt.check.quality import Quality
@@ -27,6 +28,7 @@ from onnxopt.report.report import TargetResult
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.probe import saturates
 from onnxopt.runtime.target import NATIVE
+from onnxopt.runtime.timing import Timing
 from onnxopt.targets.find import find_way
 from onnxopt.targets.native import Native
 from onnxopt.targets.spec import Wanted, parse_targets
@@ -227,18 +229,30 @@ def test_floats_that_differ_by_more_than_rounding_fail(nets: Nets, monkeypatch) 
 
 
 def test_speed_is_judged_where_the_clock_means_something(nets: Nets, monkeypatch) -> None:
-    monkeypatch.setattr(targets, "_ROUNDS", 1)
+    monkeypatch.setattr(clock, "_ROUNDS", 1)
     monkeypatch.setattr(targets, "find_way", lambda wanted: Slow(timed=True))
     monkeypatch.setattr(targets, "find_departure", lambda *_, **__: None)
-    monkeypatch.setattr(targets, "fast_enough", lambda gates, *_: gates.min_speedup is None)
-    asked = Gates(min_speedup=1.5)
-    masked, device = judged(nets, nets.guarded, parse_targets("x86-64-avx2,ssh://pi@kitchen"), asked)
-    assert (masked.status, device.status) == ("passed", "failed")
-    assert device.why.endswith("times as fast as the original")
-    monkeypatch.setattr(targets, "fast_enough", lambda *_: False)
-    found, old = judged(nets, nets.guarded, parse_targets("x86-64-avx2,x86-64-avx"))
-    assert (found.status, old.status) == ("failed", "passed")
-    assert "without AVX2 have no integer kernels" in old.why
+    wanted = parse_targets("x86-64-avx2,ssh://pi@kitchen")
+    masked, device = judged(nets, nets.guarded, wanted, Gates(min_speedup=1000))
+    assert (masked.speedup or 0) > 0
+    assert device.status == "failed"
+    assert device.why == f"{device.speedup:.2f} times as fast as the original"
+
+
+def test_what_is_too_slow() -> None:
+    masked, device, old = parse_targets("x86-64-avx2,ssh://pi@kitchen,x86-64-avx")
+    half = Timing(np.ones(2), np.ones(2) * 2, 0.5, 0.4, 0.6)
+    same = Timing(np.ones(2), np.ones(2), 1.0, 0.98, 1.02)
+    fails = ["0.50 times as fast as the original"]
+    assert too_slow(half, masked, Gates(), quantized=True) == (fails, [])
+    assert too_slow(same, masked, Gates(), quantized=True) == ([], [])
+    assert too_slow(same, masked, Gates(min_speedup=1.5), quantized=True) == ([], [])
+    assert too_slow(same, device, Gates(min_speedup=1.5), quantized=True)[0] == ["1.00 times as fast as the original"]
+    assert too_slow(half, masked, Gates(min_speedup=0.3), quantized=True) == ([], [])
+    assert too_slow(half, old, Gates(), quantized=False) == (fails, [])
+    failed, said = too_slow(half, old, Gates(), quantized=True)
+    assert failed == []
+    assert said == [f"{fails[0]}: processors without AVX2 have no integer kernels that are faster than float"]
 
 
 def quality(sqnr_db: float, agreement: float | None = None, accuracy: float | None = None) -> Quality:

@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "cache/onnxopt/masked").symlink_to(real)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.1)
-    monkeypatch.setattr("onnxopt.check.targets._ROUND_S", 0.1)
+    monkeypatch.setattr("onnxopt.check.clock._ROUND_S", 0.1)
 
 
 @pytest.fixture
