@@ -10,6 +10,7 @@ from pathlib import Path
 from onnxopt import __version__
 from onnxopt.check.common import common_inputs
 from onnxopt.check.gates import Gates, evaluate, on_all
+from onnxopt.check.layer_noise import layer_noise
 from onnxopt.check.overflow import overflow_risk
 from onnxopt.check.targets import on_targets
 from onnxopt.check.validate import as_file
@@ -87,7 +88,7 @@ class RunOptions:
     """How the passes run and the result is judged.
 
     ``batch`` is the one that latency is measured at; ``target`` what the model is made for: it is judged here, and
-    there too where that can be run from here.
+    there too where that can be run from here. ``by_layer``: compare inner tensors as well.
     """
 
     keep_order: bool = False
@@ -101,6 +102,7 @@ class RunOptions:
     target: Target = NATIVE
     cache: Path | None = None
     external_root: Path | None = None
+    by_layer: bool = False
 
 
 def optimize(
@@ -139,6 +141,7 @@ def optimize(
     size_bytes = sum(p.stat().st_size for p in io.files_of(source))
     report = replace(
         report,
+        layers=layer_noise(original, model, test, threads=options.threads) if options.by_layer else (),
         notes=tuple(dict.fromkeys((*report.notes, *test.notes))),
         input=_file_info(original, source, size_bytes, test),
         reproduce=(
@@ -201,8 +204,11 @@ def judge(
     test = data.open_one(data.data, original, inputs)
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
-    again = command("validate", reference, candidate, data=data, gates=gates, run=options)
+    where = ",".join(w.name for w in targets) or None
+    again = command("validate", reference, candidate, data=data, gates=gates, run=options, target=where)
     report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1], reproduce=(again,))
+    if options.by_layer:
+        report = replace(report, layers=layer_noise(original, other, test, threads=options.threads))
     return _judged(
         report,
         _runnable(original, files[0], options),

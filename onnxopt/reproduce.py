@@ -11,7 +11,7 @@ from onnxopt.runtime.target import Target
 
 # Options whose name is not that of their field, and fields that no option sets.
 _NAMED = {"dims": "dim", "external_root": "allow-external-root"}
-_SILENT = {"held_out"}
+_SILENT = {"held_out", "by_layer"}
 
 
 def command(verb: str, *words: object, **options: object) -> str:

@@ -28,22 +28,22 @@ def numbers(
     tensors from the graphs as they are written, some at a time. Raises ExecutionError where one does not run."""
     outputs = [o.name for o in a.outputs if o.name in {o.name for o in b.outputs}]
     found = list(_compared(a, b, [outputs] if outputs else [], dataset, threads, track, "compare outputs", True))
-    shared = [name for name in _shared(a, b, sizes) if name not in outputs]
+    shared = [name for name in shared_tensors(a, b, sizes) if name not in outputs]
     inner = list(
-        _compared(a, b, list(_parts(shared, sizes[0])), dataset, threads, track, "compare inner tensors", False)
+        _compared(a, b, list(parts_of(shared, sizes[0])), dataset, threads, track, "compare inner tensors", False)
     )
     first = next((t.name for t in (*inner, *found) if not t.sqnr_db >= _ROUNDING_DB), None)
     return Numbers(dataset.count, tuple(found), tuple(inner), first)
 
 
-def _shared(a: Model, b: Model, sizes: tuple[Sizes, Sizes]) -> list[str]:
+def shared_tensors(a: Model, b: Model, sizes: tuple[Sizes, Sizes]) -> list[str]:
     """Tensors of both main graphs with known and equal shapes, in the order of the first."""
     made = [[t.name for n in m.graph.nodes for t in n.outputs if t.name] for m in (a, b)]
     others = set(made[1])
     return [n for n in made[0] if n in others and n in sizes[0] and sizes[0][n] == sizes[1].get(n)]
 
 
-def _parts(names: Sequence[str], sizes: Sizes) -> Iterator[list[str]]:
+def parts_of(names: Sequence[str], sizes: Sizes) -> Iterator[list[str]]:
     """Tensors that together take little memory."""
     part: list[str] = []
     size = 0

@@ -99,6 +99,7 @@ def optimize(
         target=processor,
         cache=cache,
         external_root=allow_external_root,
+        by_layer=report is not None,
     )
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         if dry_run:

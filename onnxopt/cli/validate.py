@@ -75,7 +75,9 @@ def validate(
                 min_speedup=min_speedup,
                 max_size=max_size,
             ),
-            options=RunOptions(threads=threads, batch=batch, external_root=allow_external_root),
+            options=RunOptions(
+                threads=threads, batch=batch, external_root=allow_external_root, by_layer=report is not None
+            ),
             targets=tuple({w.name: w for w in wanted}.values()),
             track=out.track,
         )

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from onnxopt.report import cut, plot, rows, trials, words
 from onnxopt.report.files import write_text
 from onnxopt.report.json import to_json, write_json
-from onnxopt.report.layer_errors import layer_errors
+from onnxopt.report.layer_errors import layer_errors, noise_by_layer
 from onnxopt.report.report import Cause, Report, StepReport
 
 _TEMPLATE = "templates/report.html.jinja2"
@@ -42,6 +42,7 @@ def to_html(report: Report) -> str:
         troubles=_troubles(report),
         comparison=rows.comparison(before, after, report.validation, outputs=True) if before is not None else [],
         steps=[_step(step) for step in report.passes],
+        layers=noise_by_layer(report.layers),
         notes=rows.notes(report),
         machine=dict(_said(name, value) for name, value in report.machine.items() if value is not None),
         canvas=(plot.WIDTH, plot.HEIGHT),

@@ -31,7 +31,7 @@ _NOT_IN_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 def to_json(report: Report) -> dict[str, Any]:
     """The report as values that ``json.dumps(..., allow_nan=False)`` takes."""
     content = {"schema": SCHEMA, **plain(report)}
-    order = "schema verdict versions machine input output passes validation targets gates notes reproduce"
+    order = "schema verdict versions machine input output passes validation targets layers gates notes reproduce"
     return {key: content[key] for key in order.split()}
 
 

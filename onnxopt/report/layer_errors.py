@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxopt.report.report import LayerNoise
+
 # Layers that a page draws.
 _WORST = 20
 
@@ -33,6 +35,12 @@ class LayerErrors:
 def layer_errors(figures: Mapping[str, Any]) -> list[LayerErrors]:
     """What the figures of a step tell by layer; one of another form is left out: it is another pass's."""
     return [found for found in _found(figures) if found is not None]
+
+
+def noise_by_layer(layers: Sequence[LayerNoise]) -> LayerErrors | None:
+    """What validation found by layer; None where there is nothing or all is equal."""
+    rows = [{"layer": noise.tensor, "sqnr_db": noise.sqnr_db} for noise in layers]
+    return _harmed("Noise of what layers make, scales of channels left out", rows)
 
 
 def _found(figures: Mapping[str, Any]) -> Iterator[LayerErrors | None]:

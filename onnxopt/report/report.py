@@ -153,6 +153,14 @@ class TargetResult:
 
 
 @dataclass(frozen=True)
+class LayerNoise:
+    """A tensor of the original that the result has too: signal to noise in dB, scales of its channels left out."""
+
+    tensor: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
 class GateResult:
     """One gate: what was demanded, what was measured, whether it holds (None: nothing to measure it on)."""
 
@@ -168,7 +176,7 @@ class Report:
     """All that a run has to say. ``notes`` are lines for the reader: order changed, data synthetic, and the like.
 
     ``validation`` is of this machine, ``targets`` of the processors that the model was run on besides. ``reproduce``
-    are the commands that do it again.
+    are the commands that do it again, ``layers`` are in the order of the original's graph.
     """
 
     versions: Mapping[str, str]
@@ -180,5 +188,6 @@ class Report:
     validation: tuple[Validation, ...] = ()
     targets: tuple[TargetResult, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
     reproduce: tuple[str, ...] = ()
     verdict: Verdict = "not judged"

@@ -80,7 +80,7 @@ def test_the_keys() -> None:
     content = strict(to_json(REPORT))
     assert list(content) == [
         *("schema", "verdict", "versions", "machine", "input", "output", "passes", "validation", "targets"),
-        *("gates", "notes", "reproduce"),
+        *("layers", "gates", "notes", "reproduce"),
     ]
     assert content["schema"] == "onnxopt-report-1"
     assert content["output"] == {"path": "b.onnx", "sha256": "11", "bytes": 300, "parameters": 250, "macs": None}

@@ -23,6 +23,7 @@ from onnxopt.report.report import (
     FileInfo,
     GateResult,
     Latency,
+    LayerNoise,
     OutputQuality,
     Remedy,
     Report,
@@ -36,7 +37,7 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser to look with: none of {', '.join(BROWSERS)}")
 
 WIDTHS = {"wide": 1000, "phone": 360}
-HEIGHT = 7000
+HEIGHT = 7400
 LIGHT = {"good": (21, 127, 74), "bad": (192, 47, 58), "mind": (150, 100, 10), "blue": (47, 111, 222)}
 LIGHT |= {"card": (255, 255, 255)}
 DARK = {"good": (76, 195, 138), "bad": (255, 123, 132), "mind": (229, 180, 84), "blue": (107, 161, 255)}
@@ -106,11 +107,22 @@ REPORT = Report(
         TargetResult("ssh://somebody@a-device-with-a-long-name.example", "ssh", "not checked", "no route " * 20),
     ),
     gates=(GateResult("min-agreement", 0.9, 0.985, True, "fine"), GateResult("max-size", 1, 2, False, "too large")),
+    layers=tuple(LayerNoise(f"tensor{i}", 30.0 + i) for i in range(3)),
     reproduce=("onnxopt optimize model.onnx --passes prune --data " + "c" * 150,),
     verdict="accepted",
 )
 PARTS = {
-    *("header", "Before and after", "Targets", "Gates", "Notes", "Original and result", "Passes", "How to reproduce"),
+    *(
+        "header",
+        "Before and after",
+        "Targets",
+        "Gates",
+        "Notes",
+        "Original and result",
+        "Layers",
+        "Passes",
+        "How to reproduce",
+    ),
     *("Where and with what", "Channels kept", "Predicted error by MACs saved", "What was tried: quality against time"),
     "Relative error of each layer, before and after its repair",
     "What integers would do to each layer that stays float",
