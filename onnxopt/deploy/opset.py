@@ -82,4 +82,4 @@ def _by_running(subject: Subject, version: str) -> Finding:
         )
     except TargetError as error:
         return Finding(_NAME, "not run", str(error))
-    return Finding(_NAME, "passed", f"it loads and runs in ONNX Runtime {answer.onnxruntime}, {way.how}")
+    return Finding(_NAME, "passed", f"it loads and runs in ONNX Runtime {answer.onnxruntime}")

@@ -20,8 +20,7 @@ from onnxopt.deploy.run import CHECKS, check
 from onnxopt.deploy.subject import Subject
 from onnxopt.errors import DataError, ModelError, SpecError, TargetError
 from onnxopt.graph import io
-from onnxopt.targets.runtimes import find_runtime
-from onnxopt.targets.way import Unavailable
+from onnxopt.targets.runtimes import python_version, runtime_folder
 
 STATIC = ("structure", "external-data", "opset", "operators", "size", "provenance")
 node = helper.make_node
@@ -220,17 +219,31 @@ def test_an_opset_that_the_device_does_not_read(content: onnx.ModelProto, ort: s
     assert f"export it with {found.limit} at most" in found.remedy
 
 
-def test_a_release_that_is_set_up_runs_the_model_and_another_is_not_passed(save: Make) -> None:
-    path = save(model(opsets=(("", 17),)))
-    by_table, by_running = judge(path, "opset", opset={"ort": "1.16"}).findings
+def test_a_release_that_is_not_set_up_is_not_passed(
+    save: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    by_table, by_running = judge(save(model()), "opset", opset={"ort": "1.16"}).findings
     assert (by_table.status, by_table.why) == ("passed", "ONNX Runtime 1.16 reads opset 17 of ai.onnx, IR version 8")
-    if isinstance(find_runtime("1.16"), Unavailable):
-        assert by_running.status == "not run"
-        assert "was not run in ONNX Runtime 1.16" in by_running.why
-        assert "onnxopt targets setup ort-1.16" in by_running.remedy
-    else:
-        assert by_running.status == "passed"
-        assert "it loads and runs in ONNX Runtime 1.16." in by_running.why
+    assert by_running.status == "not run"
+    assert "it was not run in ONNX Runtime 1.16" in by_running.why
+    assert "onnxopt targets setup ort-1.16" in by_running.remedy
+
+
+@pytest.mark.parametrize(("whole", "status"), [(True, "passed"), (False, "not run")])
+def test_a_release_that_is_set_up_runs_the_model(
+    whole: bool, status: str, save: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    installed = onnxruntime.__version__
+    folder = runtime_folder(installed)
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(json.dumps({"python": python_version(), "onnxruntime": installed}))
+    site = Path(onnxruntime.__file__).parents[1] if whole else tmp_path / "empty"
+    (folder / "site").symlink_to(site)
+    *_, found = judge(save(model()), "opset", opset={"ort": installed}).findings
+    assert found.status == status
+    assert ("it loads and runs in" if whole else "lacks what the runner needs") in found.why, found.why
 
 
 def test_releases_that_nobody_knows(save: Make) -> None:
