@@ -21,13 +21,15 @@ from onnxopt.check.quality import Quality
 from onnxopt.check.sampling import affordable, draw
 from onnxopt.check.targets import default_targets, on_targets
 from onnxopt.check.validate import validate
+from onnxopt.core.spec import parse
 from onnxopt.data.dataset import Dataset, from_feeds
 from onnxopt.errors import ExecutionError, TargetError
 from onnxopt.graph.signature import TensorSpec
+from onnxopt.job import RunOptions, optimize
 from onnxopt.report.report import TargetResult
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.probe import saturates
-from onnxopt.runtime.target import NATIVE
+from onnxopt.runtime.target import NATIVE, X86_AVX512_VNNI, Target
 from onnxopt.runtime.timing import Timing
 from onnxopt.targets.find import find_way
 from onnxopt.targets.native import Native
@@ -320,3 +322,15 @@ def test_one_gate_tells_of_all_targets() -> None:
     assert gate.why == "1 of 2 pass; fails on b; not checked on c"
     assert on_all(results[:1]).holds is True
     assert on_all(results[2:]).holds is None
+
+
+def test_integers_made_for_this_machine_alone_come_with_a_warning(nets: Nets, tmp_path: Path) -> None:
+    def notes(source: Path, target: Target) -> list[str]:
+        options = RunOptions(target=target)
+        report = optimize(source, tmp_path / "out.onnx", parse("clean"), gates=ANY_SPEED, options=options)
+        assert report.verdict == "accepted"
+        return [note for note in report.notes if "VNNI" in note]
+
+    line = "on x86 without VNNI (avx2, avx512) sums of 1 layer overflow: --target any, or x86-64-avx2, guards them"
+    assert notes(nets.full, NATIVE) == [line]
+    assert notes(nets.guarded, NATIVE) == notes(nets.full, X86_AVX512_VNNI) == []
