@@ -42,7 +42,8 @@ _MEMORY = ("Failed to allocate", "bad_alloc", "MemoryError", "would require more
 
 @dataclass(frozen=True)
 class Trial:
-    """``answer`` is None where the model does not run: ``why`` tells the reason, ``fault`` the check that fails."""
+    """``answer`` is None where the model does not run: ``why`` tells the reason, ``fault`` the check that fails; None
+    where it is nobody's, as with inputs of types that cannot be handed on."""
 
     feed: Feed
     answer: Answer | None
@@ -57,6 +58,8 @@ class Trial:
 
     def instead(self, check: Fault | str) -> list[Finding]:
         """What a check says of a model that does not run: that it failed, if this is its fault."""
+        if self.fault is None:
+            return [Finding(check, "not run", f"the model cannot be tried: {self.why}")]
         if self.fault == check:
             return [Finding(check, "failed", self.why, remedy=_REMEDIES[self.fault])]
         return [Finding(check, "not run", f"the model does not run: see '{self.fault}'")]
@@ -78,7 +81,7 @@ def try_out(subject: Subject) -> Trial:
     try:
         return Trial(feed, run_bounded((subject.path,), (feed, feed)))
     except ExecutionError as error:
-        fault = fault_of(str(error))
+        fault = _fault(subject.path, str(error))
         asks = f"it asks for more memory than the {words.size(_most())} that it may have here: "
         return Trial(feed, None, (asks if fault == "memory" else "") + telling(str(error)), fault)
 
@@ -120,4 +123,17 @@ def fault_of(why: str) -> Fault:
         return "memory"
     if "ran longer than" in why:
         return "latency"
-    return "operators" if "failed to load" in why or "cannot be handed" in why else "edges"
+    return "operators" if "failed to load" in why else "edges"
+
+
+def _fault(path: Path, why: str) -> Fault | None:
+    """The same of a trial. What ends a process at once is the fault of operators if it does so without any feed."""
+    if "cannot be handed" in why:
+        return None
+    fault = fault_of(why)
+    if fault == "edges" and "was ended by" in why:
+        try:
+            run_bounded((path,), (), keep=False)
+        except ExecutionError:
+            return "operators"
+    return fault

@@ -48,6 +48,36 @@ def test_each_failure_is_of_one_check(body: str, fault: str, tmp_path: Path) -> 
         found.ran()
 
 
+def test_inputs_that_cannot_be_handed_on_are_nobodys_fault(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (bfloat16[N,4] x) => (float[N,4] y) { y = Cast<to=1>(x) }'
+    path.write_bytes(parser.parse_model(text).SerializeToString())
+    found = Subject(path).trial
+    assert found.fault is None
+    (finding,) = found.instead("edges")
+    assert finding.status == "not run"
+    assert "bfloat16 cannot be handed to another process" in finding.why
+
+
+@pytest.mark.parametrize(("at", "fault"), [("load", "operators"), ("run", "edges")])
+def test_a_crash_is_the_fault_of_what_was_done(
+    at: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "crash.py"
+    program.write_text(
+        "import json, os, runpy, signal, sys\n"
+        "request = json.load(open(sys.argv[3]))\n"
+        f"if {at == 'load'} or request['count']:\n"
+        "    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "sys.argv = sys.argv[2:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    monkeypatch.setattr(trial.bounded, "__file__", str(program))
+    found = subject(tmp_path, "y = Relu(x)").trial
+    assert found.fault == fault, found.why
+    assert "ended by SIGSEGV" in found.why
+
+
 def test_a_loop_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "TIME_LIMIT_S", 1.0)
     loop = "b (int64 i, bool c, float[N,4] a) => (bool d, float[N,4] e) { d = Identity(c) e = Sin(a) }"
