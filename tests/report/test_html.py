@@ -15,7 +15,19 @@ from onnxopt.errors import OutputError
 from onnxopt.report.html import to_html, write_report
 from onnxopt.report.json import read_json
 from onnxopt.report.plot import HEIGHT, WIDTH, plot
-from onnxopt.report.report import FileInfo, GateResult, Latency, OutputQuality, Report, StepReport, Validation
+from onnxopt.report.report import (
+    Cause,
+    FileInfo,
+    GateResult,
+    Latency,
+    LayerNoise,
+    OutputQuality,
+    Remedy,
+    Report,
+    StepReport,
+    TargetResult,
+    Validation,
+)
 
 EVIL = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
 VALIDATION = Validation(
@@ -153,6 +165,32 @@ def test_what_is_missing_is_not_shown() -> None:
     rejected = replace(REPORT, output=None, verdict="rejected", validation=(replace(VALIDATION, accuracy=None),))
     assert ["size", "1.00 kB", "", ""] in rows(rejected)
     assert "same top answer 98.5 % of 500 samples" in text_of(tree(rejected))
+
+
+def test_targets_causes_and_how_to_do_it_again() -> None:
+    cause = Cause(EVIL, "pairs overflow", (Remedy("made for avx2", "0.3 dB"), Remedy("nothing", "")))
+    found = (
+        TargetResult("x86-64-avx2", "masked", "failed", "68 % agree", 100, 12.0, causes=(cause,), departure="conv1"),
+        TargetResult("x86-64-avx512", "masked", "failed", "", 100, 12.0, causes=(cause,)),
+        TargetResult("arm64-cortex-a53", "emulated", "not checked", EVIL),
+    )
+    line = f"onnxopt validate a b --data '{EVIL}'"
+    page = tree(replace(REPORT, targets=found, reproduce=(line,), layers=(LayerNoise("t1", 30.0),)))
+    states = [(e.get("class"), text_of(e)) for e in page.iter("span") if str(e.get("class")).startswith("state")]
+    assert states == [("state failed", "failed")] * 2 + [("state unchecked", "not checked")]
+    text = text_of(page)
+    assert "x86-64-avx2 68 % agree; departs first in conv1" in text
+    assert f"arm64-cortex-a53 {EVIL}" in text
+    assert text.count("pairs overflow") == 1  # once, for both
+    assert "on x86-64-avx2, x86-64-avx512 made for avx2 price: 0.3 dB nothing" in text
+    assert [text_of(e) for e in page.iter("pre") if e.get("class") == "command"] == [line]
+    assert ["t1", "", "30.0 dB"] in [[text_of(cell) for cell in row] for row in page.iter("tr")]
+
+
+def test_pairs_of_bars() -> None:
+    page = tree(REPORT)
+    bars = [float(str(r.get("width"))) for r in page.iter("rect") if r.get("class") in ("before", "after kept")]
+    assert bars == [100.0, 30.0, 100.0, 80.0, 100.0, 25.0, 100.0, 50.0, 100.0, 50.0]
 
 
 def test_bars_and_curve() -> None:
