@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxopt.data.dataset import Dataset
 
 # Seconds that a target gets for its samples; for the least number of them that says anything it gets more.
-BUDGET_S = 20.0
+BUDGET_S = 10.0
 LEAST = 10
 MOST_S = 120.0
 # What feeds and outputs may hold in memory, here and there.
@@ -62,14 +62,13 @@ def affordable(dataset: Dataset, seconds: float, nbytes: int) -> int:
     return dataset.count if count >= dataset.count else _round(int(count))
 
 
-def draw(dataset: Dataset, counts: Sequence[int]) -> Sample:
-    """Samples for targets that run so many of them; 0 asks for none."""
-    asked = [n for n in counts if n]
-    groups = -(-max(asked) // dataset.unit)
+def draw(dataset: Dataset, counts: Sequence[int], few: int) -> Sample:
+    """Samples for targets that run at most so many of them; ``few`` in a feed are not too many for any."""
+    groups = -(-max(counts) // dataset.unit)
     order = np.random.default_rng(0).permutation(dataset.count // dataset.unit)[:groups]
     rows = (order[:, None] * dataset.unit + np.arange(dataset.unit)).reshape(-1)
     chosen = dataset.subset(rows)
-    feeds = tuple(chosen.batches(min(LEAST, *asked)))
+    feeds = tuple(chosen.batches(min(LEAST, few)))
     sizes = tuple(1 if dataset.batching.whole else leading(feed) for feed in feeds)
     return Sample(chosen, dataset.count, feeds, sizes)
 

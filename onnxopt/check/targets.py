@@ -42,6 +42,8 @@ from onnxopt.targets.way import Unavailable, Way
 if TYPE_CHECKING:
     from onnxopt.data.dataset import Dataset
 
+# A way's slowdown is that of the worst: as a rule there is time for more, which the first feed tells.
+_PESSIMISM = 10
 # What is not worth a process of its own to find out how long it takes.
 _CHEAP_S = 2.0
 
@@ -104,11 +106,10 @@ def _prepare(
     seconds = tuple(min(run.run_s[1:]) / size for run in probe.runs)
     held = [first, *(outputs for run in probe.runs for outputs in run.outputs)]
     nbytes = sum(value.nbytes for values in held for value in values.values()) // size
-    counts = [
-        0 if isinstance(way, Unavailable) else affordable(dataset, seconds[1] * _slowdown(way, quantized), nbytes)
-        for way in ways
-    ]
-    sample = draw(dataset, counts)
+    there = [None if isinstance(way, Unavailable) else seconds[1] * _slowdown(way, quantized) for way in ways]
+    few = min(affordable(dataset, s, nbytes) for s in there if s is not None)
+    counts = [0 if s is None else affordable(dataset, s / _PESSIMISM, nbytes) for s in there]
+    sample = draw(dataset, counts, few)
     limit = time_limit(sum(seconds) * sample.dataset.count)
     ran = Native().run(Job(models=paths, feeds=sample.feeds, threads=threads, timeout_s=limit))
     expected, here = (run.outputs or tuple({} for _ in sample.feeds) for run in ran.runs)

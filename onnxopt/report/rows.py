@@ -93,21 +93,25 @@ def targets(report: Report) -> list[tuple[str, ...]]:
 
 
 def target_notes(report: Report) -> list[tuple[str, str]]:
-    """(what, line) on each target that failed, was not checked, or needs a word: why, where it departs, the causes."""
+    """(what, line) on targets that failed, were not checked, or need a word: why, where they depart, the causes."""
+    said: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for t in report.targets:
+        if t.status == "failed" or t.why:
+            said.setdefault(tuple(_said(t)), []).append(t.target)
     found = []
-    for t in report.targets:
-        if t.status == "failed":
-            found.append((t.target, t.why))
-            if t.departure is not None:
-                found.append(("  departs", f"first in {t.departure}"))
-            for cause in t.causes:
-                found.append((f"  {cause.name}", cause.why))
-                found += [("  remedy", f"{r.what} ({r.price})" if r.price else r.what) for r in cause.remedies]
-    said: dict[str, list[str]] = {}
-    for t in report.targets:
-        if t.status != "failed" and t.why:
-            said.setdefault(f"{'not checked: ' if t.status == 'not checked' else ''}{t.why}", []).append(t.target)
-    return found + [(", ".join(names), why) for why, names in said.items()]
+    for lines, names in said.items():
+        found += [(", ".join(names), lines[0][1]), *lines[1:]]
+    return found
+
+
+def _said(t: TargetResult) -> Iterator[tuple[str, str]]:
+    yield "", f"not checked: {t.why}" if t.status == "not checked" else t.why
+    if t.status == "failed":
+        if t.departure is not None:
+            yield "  departs", f"first in {t.departure}"
+        for cause in t.causes:
+            yield f"  {cause.name}", cause.why
+            yield from (("  remedy", f"{r.what} ({r.price})" if r.price else r.what) for r in cause.remedies)
 
 
 def _here(v: Validation) -> tuple[str, ...]:

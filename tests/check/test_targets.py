@@ -293,7 +293,7 @@ def test_samples_are_as_many_as_time_and_memory_allow(nets: Nets) -> None:
         count = 5000
 
     assert affordable(Large(), 0.001, 1) == 5000
-    assert affordable(Large(), 0.055, 1) == 300
+    assert affordable(Large(), sampling.BUDGET_S / 345, 1) == 300
     assert affordable(Large(), 3.0, 1) == sampling.LEAST
     assert affordable(Large(), 25.0, 1) == 4
     assert affordable(Large(), 1e9, 1) == 1
@@ -302,7 +302,7 @@ def test_samples_are_as_many_as_time_and_memory_allow(nets: Nets) -> None:
 
 
 def test_the_first_samples_are_drawn_over_all_data(nets: Nets) -> None:
-    sample = draw(nets.data, [40, 0, 25])
+    sample = draw(nets.data, [40, 0, 25], 25)
     assert sample.dataset.count == 40
     assert sample.total == 60
     feeds, count = sample.first(25)
