@@ -257,6 +257,9 @@ class _Writer:
         attributes = {} if axis is None or params.scale.ndim == 0 else {"axis": axis}
         stem = (target if op == "QuantizeLinear" else source).name
         constants = [self._constant(f"{stem}_{kind}", value) for kind, value in params._asdict().items()]
+        if is_constant(source) and params.zero_point.dtype == INT8.dtype:
+            # Each its own: with session.x64quantprecision=1 ONNX Runtime changes them with the weights, one by one.
+            constants[1] = self.model.constant(f"{stem}_zero_point", params.zero_point)
         name = self.model.fresh_name(f"{stem}_{op}")
         self.model.graph.nodes.append(Node(op, name, [source, *constants], [target], attributes))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from onnxopt.core.manager import PassManager
 from onnxopt.core.pass_ import label
 from onnxopt.data.dataset import open_dataset
+from onnxopt.graph.io import save
 from onnxopt.graph.ir import Node
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
@@ -18,6 +20,8 @@ from onnxopt.passes.quant import Quant
 from onnxopt.quantization.saturation import can_saturate, pairs
 from onnxopt.quantization.weights import nearest
 from onnxopt.runtime.audit import audit
+from onnxopt.runtime.exchange import Job
+from onnxopt.runtime.local import run_in_child
 from onnxopt.runtime.probe import saturates
 from onnxopt.runtime.target import ANY, ARM64, NATIVE, X86_AVX2, X86_AVX512_VNNI, Target
 
@@ -103,3 +107,15 @@ def test_arm_gets_signed_activations_all_of_which_its_rules_fuse() -> None:
     zero_points = {n.inputs[2].dtype for n in model.graph.nodes if n.op == "QuantizeLinear"}
     assert zero_points == {np.dtype(np.int8)}
     assert [n.kernel for n in audit(model, rules="arm").nodes] == ["QLinearConv"] * 3 + ["QGemm"]
+
+
+def test_the_runtime_can_make_the_weights_unsigned_when_it_loads_them(tmp_path: Path) -> None:
+    """Each layer has a zero point of its own: with this entry of the session ONNX Runtime changes them one by one."""
+    model, _ = quantized(X86_AVX512_VNNI)
+    path = tmp_path / "net.onnx"
+    save(model, path)
+    job = Job(models=(path,), feeds=[{"x": np.random.default_rng(0).random((1, 3, 8, 8), np.float32)}])
+    exact = run_in_child(replace(job, settings={"session.x64quantprecision": "1"}))
+    if not saturates(NATIVE):
+        assert exact.runs[0].sha256 == run_in_child(job).runs[0].sha256
+    assert np.isfinite(exact.runs[0].outputs[0]["y"]).all()

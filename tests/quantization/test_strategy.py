@@ -20,7 +20,7 @@ from onnxopt.quantization.mixed import Goal, Mixed
 from onnxopt.quantization.pay_off import PayOff
 from onnxopt.quantization.strategy import Wanted, quantize_model
 from onnxopt.quantization.times import Times
-from onnxopt.report.json import _plain
+from onnxopt.report.json import plain
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import ANY, ARM64, X86_AVX512_VNNI
 
@@ -49,7 +49,7 @@ def search(model, count: int = 32, target=None, left_out=None, **wanted):
     options = {"measure": False} | wanted
     context = Context(model, data(model, count), **({"target": target} if target else {}))
     outcome = quantize_model(model.clone(), model, context, Wanted(Settings(), **options), left_out or {})
-    json.dumps(_plain(outcome.figures), allow_nan=False)
+    json.dumps(plain(outcome.figures), allow_nan=False)
     return outcome
 
 
