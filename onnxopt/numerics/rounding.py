@@ -13,9 +13,16 @@ Everything here works on stacks of matrices, one for each group of channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 import numpy as np
 
 from onnxopt.numerics.least_squares import Floats
+
+# What takes the place of each number, of itself: the nearest that there is.
+Closest: TypeAlias = Callable[[Floats], Floats]
 
 _BLOCK = 64
 _SWEEPS = 2
@@ -39,18 +46,23 @@ def round_weights(weight: Floats, gram: Floats, largest: int = 127) -> Floats:
     ``weight`` (..., outputs, inputs) is in steps, that is divided by its scale; ``gram`` (..., inputs, inputs) holds
     the second moments of the inputs, times any number. Weights whose inputs have most power are rounded first.
     """
+    return round_to(weight, gram, partial(nearest, largest=largest))
+
+
+def round_to(weight: Floats, gram: Floats, closest: Closest) -> Floats:
+    """The same for any set of numbers: what ``closest`` gives for a number is the nearest of them."""
     order = np.argsort(np.diagonal(gram, axis1=-2, axis2=-1), axis=-1, kind="stable")[..., None]
     gram = np.take_along_axis(np.take_along_axis(gram, order.swapaxes(-1, -2), -1), order, -2)
     # Columns are taken one by one: each lies in one piece.
     turned = np.take_along_axis(weight.swapaxes(-1, -2), order, -2)
-    plain = nearest(turned, largest)
-    steps = _descend(turned, _one_by_one(turned, gram, largest), gram, largest)
+    plain = closest(turned)
+    steps = _descend(turned, _one_by_one(turned, gram, closest), gram, closest)
     old, new = (output_error((turned - s).swapaxes(-1, -2), gram) for s in (plain, steps))
     found = np.where((new < old)[..., None, :], steps, plain)
     return np.take_along_axis(found, np.argsort(order, axis=-2), -2).swapaxes(-1, -2)
 
 
-def _one_by_one(weight: Floats, gram: Floats, largest: int) -> Floats:
+def _one_by_one(weight: Floats, gram: Floats, closest: Closest) -> Floats:
     """Round (..., inputs, outputs) from the last input to the first, each to make good for those behind it."""
     root = lower_root(gram)
     share = (root / np.diagonal(root, axis1=-2, axis2=-1)[..., None, :]).swapaxes(-1, -2)
@@ -60,13 +72,13 @@ def _one_by_one(weight: Floats, gram: Floats, largest: int) -> Floats:
         wanted = weight[..., start:end, :] + share[..., start:end, end:] @ error[..., end:, :]
         for j in range(end - 1, start - 1, -1):
             behind = share[..., j, None, j + 1 : end] @ error[..., j + 1 : end, :]
-            steps[..., j, :] = nearest(wanted[..., j - start, :] + behind[..., 0, :], largest)
+            steps[..., j, :] = closest(wanted[..., j - start, :] + behind[..., 0, :])
             error[..., j, :] = weight[..., j, :] - steps[..., j, :]
     return steps
 
 
-def _descend(weight: Floats, steps: Floats, gram: Floats, largest: int) -> Floats:
-    """Move one integer at a time to where the error is least, all others as they are."""
+def _descend(weight: Floats, steps: Floats, gram: Floats, closest: Closest) -> Floats:
+    """Move one weight at a time to where the error is least, all others as they are."""
     power = np.diagonal(gram, axis1=-2, axis2=-1)
     inverse = np.divide(1.0, power, out=np.zeros_like(power), where=power > 0)[..., None]
     steps = steps.copy()
@@ -77,7 +89,7 @@ def _descend(weight: Floats, steps: Floats, gram: Floats, largest: int) -> Float
             before, near, own = steps[..., block, :].copy(), slope[..., block, :].copy(), gram[..., block, block]
             for j in range(near.shape[-2]):
                 at = steps[..., start + j, :]
-                moved = nearest(at + near[..., j, :] * inverse[..., start + j, :], largest)
+                moved = closest(at + near[..., j, :] * inverse[..., start + j, :])
                 near -= own[..., j, :, None] * (moved - at)[..., None, :]
                 steps[..., start + j, :] = moved
             slope -= gram[..., block] @ (steps[..., block, :] - before)

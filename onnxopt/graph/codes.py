@@ -1,0 +1,128 @@
+"""Weights stored as codes: numbers of levels, several to a byte, and the nodes that make floats of them.
+
+    bytes (uint8) -> Cast -> Gather from digits -> Gather from levels -> Reshape -> Mul by scale
+
+With L levels a byte holds the k digits of a number to base L, L^k <= 256: eight of 2 levels, five of 3, four of 4,
+three of up to 6, two of up to 16. ``digits`` (L^k, k) lists them, and is shared by all weights. No operator is newer
+than operator set 6, and all of them read constants only: a runtime that folds constants does so once, when it loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxopt.graph.ir import Constant, Node, Tensor, Variable, replace_uses
+from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
+
+OLDEST_OPSET = 6
+_MOST = 256
+_SLICE_INPUTS = 10
+# Bytes of a node in a file, with the names of what it reads and makes.
+_NODE_BYTES = 70
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A weight as ``levels[codes] * scale``: codes (the weight's shape) from 0, levels (L,), at most 256; ``scale``
+    broadcasts to the weight's shape, None is 1."""
+
+    codes: npt.NDArray[np.uint8]
+    levels: Array
+    scale: Array | None = None
+
+    @property
+    def values(self) -> Array:
+        """What the weight is, in the type of the levels."""
+        found = self.levels[self.codes]
+        return np.asarray(found if self.scale is None else found * self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in a file, nodes included, without what all weights share."""
+        small = self.levels.nbytes + (0 if self.scale is None else self.scale.nbytes)
+        return -(-self.codes.size // per_byte(len(self.levels))) + small + 5 * _NODE_BYTES
+
+    @property
+    def entropy_bytes(self) -> float:
+        """Bytes that no code of one symbol after the other goes below: Shannon's bound for these codes."""
+        counts = np.bincount(self.codes.reshape(-1), minlength=1).astype(np.float64)
+        share = counts[counts > 0] / max(1, self.codes.size)
+        return float(-(share * np.log2(share)).sum() * self.codes.size / 8)
+
+
+def per_byte(levels: int) -> int:
+    """How many codes fit into a byte."""
+    count = 1
+    while levels > 1 and levels ** (count + 1) <= _MOST:
+        count += 1
+    return count
+
+
+def store(model: Model, coded: Mapping[Constant, Coded]) -> None:
+    """Let every node that reads one of these constants read what is made of its codes."""
+    writer = _Writer(model)
+    for constant, codes in coded.items():
+        replace_uses(constant, writer.expand(constant, codes))
+    model.tidy()
+
+
+class _Writer:
+    """Writes the nodes; what several weights share is written once."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._digits: dict[int, Constant] = {}
+
+    def expand(self, constant: Constant, coded: Coded) -> Tensor:
+        name, count = constant.name, per_byte(len(coded.levels))
+        levels = self._model.constant(f"{name}.levels", coded.levels)
+        codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
+        index = self._node("Cast", name, "index", [codes], np.int32, to=onnx.TensorProto.INT32)
+        if count > 1:
+            index = self._node("Gather", name, "digits", [self._table(len(coded.levels), count), index], np.int32)
+            if coded.codes.size % count:
+                index = self._cut(name, index, coded.codes.size)
+        found = self._node("Gather", name, "level", [levels, index], coded.levels.dtype)
+        if count > 1:
+            found = self._node("Reshape", name, "values", [found, self._sizes(name, coded.codes.shape)], found.dtype)
+        if coded.scale is not None:
+            scale = self._model.constant(f"{name}.scale", coded.scale)
+            found = self._node("Mul", name, "scaled", [found, scale], found.dtype)
+        return found
+
+    def _table(self, levels: int, count: int) -> Constant:
+        if levels not in self._digits:
+            number = np.arange(levels**count)[:, None]
+            table = number // levels ** np.arange(count) % levels
+            self._digits[levels] = self._model.constant(f"digits_{levels}", table.astype(np.int32))
+        return self._digits[levels]
+
+    def _cut(self, name: str, index: Tensor, size: int) -> Tensor:
+        """The last byte may hold more codes than there are weights."""
+        flat = self._node("Reshape", name, "flat", [index, self._sizes(name, (-1,))], np.int32)
+        if self._model.opset < _SLICE_INPUTS:
+            return self._node("Slice", name, "cut", [flat], np.int32, starts=[0], ends=[size])
+        ends = [self._model.constant(f"{name}.{k}", np.array([v], np.int64)) for k, v in (("start", 0), ("end", size))]
+        return self._node("Slice", name, "cut", [flat, *ends], np.int32)
+
+    def _sizes(self, name: str, shape: tuple[int, ...]) -> Constant:
+        return self._model.constant(f"{name}.shape", np.array(shape, np.int64))
+
+    def _node(self, op: str, name: str, stem: str, inputs: list[Tensor], dtype: npt.DTypeLike, **attrs: Any) -> Tensor:
+        made = Variable(self._model.fresh_name(f"{name}.{stem}"), np.dtype(dtype))
+        self._model.graph.nodes.append(Node(op, self._model.fresh_name(f"{name}.{op}"), inputs, [made], attrs))
+        return made
+
+
+def _packed(coded: Coded, count: int) -> Array:
+    """(bytes,): the first code of each in its lowest digit."""
+    padded = np.zeros((-(-coded.codes.size // count), count), np.intp)
+    padded.reshape(-1)[: coded.codes.size] = coded.codes.reshape(-1)
+    return np.asarray((padded @ len(coded.levels) ** np.arange(count)).astype(np.uint8))

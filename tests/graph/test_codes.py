@@ -1,0 +1,68 @@
+"""Weights stored as codes are the same weights, for every number of levels, and are floats once the model is loaded."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxopt.graph.codes import Coded, per_byte, store
+from onnxopt.runtime.session import Session
+
+
+def coded(shape: tuple[int, ...], levels: int, *, scale: bool = False, dtype: type = np.float32) -> Coded:
+    rng = np.random.default_rng(levels)
+    codes = rng.integers(0, levels, shape).astype(np.uint8)
+    factor = rng.uniform(0.5, 2, (shape[0], *(1 for _ in shape[1:]))).astype(dtype) if scale else None
+    return Coded(codes, np.sort(rng.standard_normal(levels)).astype(dtype), factor)
+
+
+@pytest.mark.parametrize(("levels", "count"), [(1, 1), (2, 8), (3, 5), (4, 4), (6, 3), (7, 2), (16, 2), (17, 1)])
+def test_a_byte_holds_as_many_codes_as_fit(levels, count) -> None:
+    assert per_byte(levels) == count
+
+
+@pytest.mark.parametrize("opset", [7, 13, 21])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 16, 17, 256])
+@pytest.mark.parametrize("scale", [False, True])
+def test_what_is_made_of_codes_are_the_values(build, levels, scale, opset) -> None:
+    model = build("y = MatMul(x, w)", "float[7,11] w", "float[3,7] x", opset=opset)
+    given = coded((7, 11), levels, scale=scale)
+    constant = next(c for c in model.constants() if c.name == "w")
+    store(model, {constant: given})
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    for optimize in (False, True):
+        made = Session(model, optimize=optimize).run({"x": np.eye(3, 7, dtype=np.float32)})["y"]
+        np.testing.assert_array_equal(made, given.values[:3])
+
+
+def test_half_floats_and_doubles_keep_their_type(build) -> None:
+    model = build("y = Mul(x, w)", "double[4,4] w", "double[4,4] x", y="double[] y")
+    store(model, {model.constants()[0]: coded((4, 4), 5, dtype=np.float64)})
+    assert Session(model).run({"x": np.ones((4, 4))})["y"].dtype == np.float64
+
+
+def test_the_runtime_makes_floats_of_them_when_it_loads(build, tmp_path: Path) -> None:
+    weights = "float[16,8,3,3] w, float[16,16,3,3] v"
+    model = build("a = Conv(x, w) r = Relu(a) y = Conv(r, v)", weights)
+    names = {c.name: c for c in model.constants()}
+    store(model, {names["w"]: coded((16, 8, 3, 3), 16, scale=True), names["v"]: coded((16, 16, 3, 3), 3)})
+    assert sum(n.op == "Gather" for n in model.nodes()) == 4
+    assert {c.name for c in model.constants()} >= {"digits_16", "digits_3", "w.codes", "w.levels", "w.scale"}
+    saved = tmp_path / "as_run.onnx"
+    Session(model, save_optimized=saved)
+    ops = {n.op_type for n in onnx.load(saved).graph.node}
+    assert not ops & {"Gather", "Cast", "Mul", "Slice"}
+    assert "Conv" in ops
+
+
+def test_sizes_are_those_of_the_file_and_of_the_best_code(build) -> None:
+    model = build("y = MatMul(x, w)", "float[256,256] w", "float[1,256] x")
+    before = len(model.to_proto().SerializeToString())
+    even = Coded(np.resize(np.arange(16, dtype=np.uint8), (256, 256)), np.linspace(-1, 1, 16, dtype=np.float32))
+    store(model, {model.constants()[0]: even})
+    saved = before - len(model.to_proto().SerializeToString())
+    shared = 4 * 256 * 2
+    assert abs(4 * 256 * 256 - even.nbytes - shared - saved) < 300
+    assert even.entropy_bytes == 256 * 256 / 2
+    assert Coded(np.zeros((4, 4), np.uint8), np.ones(1, np.float32)).entropy_bytes == 0
