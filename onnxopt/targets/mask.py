@@ -5,6 +5,9 @@
 LIBRARY is a copy of ONNX Runtime's extension module in which each CPUID instruction is replaced by one that no
 processor has, 0F FF. This catches the signal that it raises, asks the processor, and takes BITS out of the answer:
 "7.0.b:5,0x80000001.0.c:11", leaf, subleaf, register and bit. Needs only Python 3.8; Linux on x86-64.
+
+In the end the last line of its standard error says whether that worked: "masked 33", how often CPUID was answered, or
+"masked 0" where the copy was not loaded, or another library of ONNX Runtime beside it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _CPUID = bytes.fromhex("53 4989d0 89f8 89f1 0fa2 418900 41895804 41894808 418950
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _kept: list[Any] = []  # what the handler needs for as long as the process lives
+_OTHER = "libonnxruntime.so"
 
 
 class _Action(ctypes.Structure):
@@ -64,8 +68,9 @@ def parse(text: str) -> dict[tuple[int, int, str], int]:
     return found
 
 
-def answer_cpuid(masked: dict[tuple[int, int, str], int]) -> None:
-    """From now on answer the trap as CPUID would, less these bits."""
+def answer_cpuid(masked: dict[tuple[int, int, str], int]) -> list[int]:
+    """From now on answer the trap as CPUID would, less these bits; the leaves that were asked for are listed."""
+    asked: list[int] = []
     libc = ctypes.CDLL(None)
     code = mmap.mmap(-1, len(_CPUID), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(_CPUID)
@@ -79,6 +84,7 @@ def answer_cpuid(masked: dict[tuple[int, int, str], int]) -> None:
             libc.sigaction(signal.SIGILL, ctypes.byref(before), None)
             return
         leaf, subleaf = words[_RAX] & 0xFFFFFFFF, words[_RCX] & 0xFFFFFFFF
+        asked.append(leaf)
         out = (ctypes.c_uint32 * 4)()
         cpuid(leaf, subleaf, out)
         at = subleaf if leaf == 7 else 0
@@ -90,10 +96,20 @@ def answer_cpuid(masked: dict[tuple[int, int, str], int]) -> None:
     _kept.extend((code, cpuid, action, before))
     if libc.sigaction(signal.SIGILL, ctypes.byref(action), ctypes.byref(before)) != 0:
         raise OSError("the system does not let a handler be set for SIGILL")
+    return asked
+
+
+def alone() -> bool:
+    """Whether no library of ONNX Runtime is loaded that could hold the kernels instead of the copy."""
+    with open("/proc/self/maps") as maps:
+        return not any(_OTHER in line for line in maps)
 
 
 if __name__ == "__main__":
-    answer_cpuid(parse(sys.argv[2]))
+    asked = answer_cpuid(parse(sys.argv[2]))
     sys.meta_path.insert(0, Finder(sys.argv[1]))
     sys.argv = sys.argv[3:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        print("masked", len(asked) if alone() else 0, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from onnxopt.errors import TargetError
 from onnxopt.runtime.exchange import Answer, Job
-from onnxopt.runtime.local import Launch, run_in_child
+from onnxopt.runtime.local import Launch, call
 from onnxopt.runtime.machine import architecture, instructions
 from onnxopt.runtime.target import Target
 from onnxopt.targets import cpuid, mask
@@ -70,10 +71,13 @@ class Masked:
         return f"natively, {_HIDDEN[self.target.name][0]} hidden"
 
     def run(self, job: Job) -> Answer:
-        """Run a job. Raises ExecutionError."""
+        """Run a job. Raises ExecutionError; TargetError where ONNX Runtime did not ask what it was to be told."""
         bits = ",".join(_HIDDEN[self.target.name][1])
         command = (sys.executable, "-I", mask.__file__, str(self.library), bits)
-        return run_in_child(job, Launch(command=command, where=f"on {self.target.name}"))
+        there = call(job, Launch(command=command, where=f"on {self.target.name}"))
+        if not re.search(r"^masked [1-9]\d*$", there.stderr, re.MULTILINE):
+            raise TargetError("nothing was masked: this build of ONNX Runtime loads its kernels from another library")
+        return there.answer
 
 
 def find_mask(target: Target) -> Masked | Unavailable:

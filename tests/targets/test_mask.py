@@ -92,6 +92,25 @@ def test_any_other_fault_ends_the_process(tmp_path: Path, instruction: str) -> N
     assert (done.returncode, done.stdout) == (-4, "")
 
 
+OTHER = "file = open(__file__[:-10] + 'libonnxruntime.so.1', 'r+b'); sys.other = mmap.mmap(file.fileno(), 1)"
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("trap(7, 0); trap(7, 1)", "masked 2"),
+        ("real(7, 0)", "masked 0"),
+        (f"trap(7, 0); {OTHER}", "masked 0"),
+        ("trap(7, 0); sys.exit(1)", "masked 1"),
+    ],
+    ids=["asked", "not asked", "another library", "ended early"],
+)
+def test_it_says_whether_it_was_asked(tmp_path: Path, program: str, said: str) -> None:
+    """And that no other library has the kernels."""
+    (tmp_path / "libonnxruntime.so.1").write_text("x")
+    assert masked(tmp_path, "", program).stderr.splitlines() == [said]
+
+
 def test_bits_are_read() -> None:
     assert mask.parse("") == {}
     assert mask.parse("7.0.b:5,7.0.b:0,0x80000001.0.c:11") == {(7, 0, "b"): 33, (0x80000001, 0, "c"): 1 << 11}

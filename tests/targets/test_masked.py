@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,16 @@ def test_a_crash_has_its_name(tmp_path: Path) -> None:
 def test_errors_say_where(tmp_path: Path) -> None:
     with pytest.raises(ExecutionError, match="the model failed to load on x86-64-sse42: "):
         way_to(X86_SSE42).run(Job(models=(tmp_path / "no.onnx",), feeds=[{}]))
+
+
+def test_a_library_that_does_not_ask_is_not_masked(telltale: Path, feed: Feed) -> None:
+    """ONNX Runtime as it is installed: it runs, but on the kernels of this processor."""
+    way = way_to(X86_SSE42)
+    spec = find_spec(mask.MODULE)
+    assert spec is not None
+    assert spec.origin is not None
+    with pytest.raises(TargetError, match="nothing was masked: this build of ONNX Runtime loads its kernels from"):
+        replace(way, library=Path(spec.origin)).run(Job(models=(telltale,), feeds=[feed]))
 
 
 def test_how_says_what_is_hidden() -> None:
