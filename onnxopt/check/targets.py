@@ -50,8 +50,21 @@ _CHEAP_S = 2.0
 
 def default_targets() -> tuple[Wanted, ...]:
     """The machine at hand, the x86 processors whose integer sums may overflow, ARM: those that can be run from here."""
-    wanted = parse_targets(f"{NATIVE.name},{X86_AVX2.name},{X86_AVX512.name},arm64")
-    return tuple(w for w in wanted if not isinstance(find_way(w), Unavailable))
+    return tuple(w for w in _default() if not isinstance(find_way(w), Unavailable))
+
+
+def left_out() -> tuple[str, ...]:
+    """Of the default targets those that cannot be run from here, by the reason, a line for each."""
+    reasons: dict[str, list[str]] = {}
+    for wanted in _default():
+        way = find_way(wanted)
+        if isinstance(way, Unavailable):
+            reasons.setdefault(str(way), []).append(wanted.name)
+    return tuple(f"not checked on {', '.join(names)}: {why}" for why, names in reasons.items())
+
+
+def _default() -> tuple[Wanted, ...]:
+    return parse_targets(f"{NATIVE.name},{X86_AVX2.name},{X86_AVX512.name},arm64")
 
 
 def on_targets(

@@ -48,10 +48,11 @@ def validate(
     onnxopt validate model.onnx model.opt.onnx --data test.npz --min-agreement 97%
     onnxopt validate model.onnx model.opt.onnx --data test.npz --target x86,arm64
     """
+    from dataclasses import replace
     from itertools import chain
 
     from onnxopt.check.gates import Gates
-    from onnxopt.check.targets import default_targets
+    from onnxopt.check.targets import default_targets, left_out
     from onnxopt.job import DataOptions, RunOptions, judge
     from onnxopt.places import check_places
     from onnxopt.report.html import write_report
@@ -81,6 +82,8 @@ def validate(
             targets=tuple({w.name: w for w in wanted}.values()),
             track=out.track,
         )
+        if not targets:
+            result = replace(result, notes=(*result.notes, *left_out()))
         if report is not None:
             write_report(result, report)
         out.show(render(result, verbose=verbose))

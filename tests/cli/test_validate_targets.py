@@ -65,6 +65,14 @@ def test_each_target_has_a_row(net: Path, run, avx2: str) -> None:
     assert "arm64-cortex-a53: not checked: it is not set up on this machine; run 'onnxopt targets setup arm64'" in text
 
 
+def test_processors_that_are_left_out_are_named(net: Path, run) -> None:
+    done = run("validate", net, net, "--min-speedup", "0", "--samples", "8")
+    assert done.code == 0, done.err
+    text = " ".join(done.out.split())
+    assert "arm64-neoverse-v1: it is not set up on this machine; run 'onnxopt targets setup arm64'" in text
+    assert "not checked on" not in run("validate", net, net, "--min-speedup", "0", "--target", "native").out
+
+
 def test_a_failed_target_rejects(net: Path, run, avx2: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxopt.check.targets.grown", lambda *_: ["the error is large"])
     monkeypatch.setattr("onnxopt.check.targets.is_quantized", lambda _: True)
