@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from onnxopt.errors import TargetError
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.local import Launch, run_in_child
 
@@ -19,7 +20,10 @@ class Native:
     slowdown_int8: float = 1
 
     def run(self, job: Job) -> Answer:
-        """Run a job. Raises ExecutionError."""
-        if self.provider is not None:
-            job = replace(job, providers=(self.provider, *job.providers))
-        return run_in_child(job, Launch())
+        """Run a job. Raises ExecutionError; TargetError where the provider is installed, but does not start."""
+        if self.provider is None:
+            return run_in_child(job, Launch())
+        answer = run_in_child(replace(job, providers=(self.provider, *job.providers)), Launch())
+        if any(self.provider not in run.providers for run in answer.runs):  # ONNX Runtime then takes its own in silence
+            raise TargetError(f"{self.provider} does not start here: its own libraries may be missing")
+        return answer
