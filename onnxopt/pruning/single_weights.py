@@ -17,19 +17,18 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
+from onnxopt.core.seen import Seen
 from onnxopt.graph.ir import Node
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
-from onnxopt.numerics.least_squares import Affine, Moments
 from onnxopt.numerics.sparsity import Mask, Runs, by_splitting, by_surgery, settle, smallest
-from onnxopt.pruning.repair import Place, Rows, observed
+from onnxopt.pruning.repair import Place, observed
 
 Criterion = Literal["splitting", "obs", "magnitude"]
 _CHOOSE: dict[Criterion, Callable[[Floats, Floats, int | Runs], Mask]] = {"splitting": by_splitting, "obs": by_surgery}
 # Added to the power of every input, as a share of it: to choose, and to solve, where held-back samples say which.
 # To choose with each of those as well gained nothing from 512 samples, and a decibel from 16, for twice the time.
 _CHOICE = 0.1
-_FLOOR, _TINY = 1e-4, 1e-30
 _DAMPINGS = (1e-2, 1e-1, 1.0)
 
 
@@ -81,7 +80,7 @@ def thin(
     for place, rows in observed(model, original, places, context, samples, "sparsify"):
         layer = place.layer
         weight, bias = unrolled.read(layer)
-        seen = _Seen(weight, bias, unrolled.has_bias(model, layer), rows)
+        seen = Seen(weight, bias, unrolled.has_bias(model, layer), rows)
         found = list(_candidates(layer, seen, goes[id(layer)], criterion))
         errors = [seen.error(*candidate) for candidate in found]
         best = int(np.argmin(errors))
@@ -89,50 +88,7 @@ def thin(
         yield Thinned(label(layer), weight.size, _zeros(layer), errors[0], errors[best])
 
 
-class _Seen:
-    """What a layer with this weight and bias reads, and what it then misses of what it shall make, by group."""
-
-    def __init__(self, weight: Floats, bias: Floats, has_bias: bool, rows: Iterator[Rows]) -> None:
-        self.weight, self.bias, self._has_bias = weight, bias, has_bias
-        groups, outputs, inputs = weight.shape
-        self._train, self._held = ([Moments.empty(inputs, outputs) for _ in range(groups)] for _ in range(2))
-        self._power = 0.0
-        for x, t, is_held in rows:
-            self._power += float(np.square(t[is_held]).sum())
-            x, t = x.reshape(-1, groups, inputs), t.reshape(-1, groups, outputs)
-            for g in range(groups):
-                missing = t[:, g] - x[:, g] @ weight[g].T - bias[g]
-                self._train[g].add(x[~is_held, g], missing[~is_held])
-                self._held[g].add(x[is_held, g], missing[is_held])
-        means = np.stack([m.gram[-1] / max(m.count, 1) for m in self._train]) * has_bias
-        self._mean, self._missing = means[:, :-1], np.stack([m.cross[-1] / max(m.count, 1) for m in self._train])
-        self.gram = np.stack([m.gram[:-1, :-1] / max(m.count, 1) for m in self._train])
-        self.gram -= self._mean[:, :, None] * self._mean[:, None]
-        self._cross = np.stack([m.cross[:-1] / max(m.count, 1) for m in self._train])
-        self._cross -= self._mean[:, :, None] * self._missing[:, None]
-
-    def damped(self, damping: float) -> Floats:
-        """The second moments of the inputs, about their means where the bias is free."""
-        power = np.diagonal(self.gram, axis1=1, axis2=2)
-        added = damping * power + np.maximum(_FLOOR * power.mean(axis=1, keepdims=True), _TINY)
-        return np.asarray(self.gram + added[..., None] * np.eye(power.shape[1]))
-
-    def wanted(self, gram: Floats) -> Floats:
-        """The weights that come nearest to what shall be made, none of them zero."""
-        return np.asarray(self.weight + np.linalg.solve(gram, self._cross).swapaxes(1, 2))
-
-    def with_bias(self, weight: Floats) -> tuple[Floats, Floats]:
-        """A weight, and the bias that goes with it: the means are what they shall be."""
-        change = self._missing - ((weight - self.weight) @ self._mean[..., None])[..., 0]
-        return weight, self.bias + change * self._has_bias
-
-    def error(self, weight: Floats, bias: Floats) -> float:
-        """Squared error over squared output of samples that were held back."""
-        changes = map(Affine, weight - self.weight, bias - self.bias)
-        return sum(m.error(c) for m, c in zip(self._held, changes, strict=True)) / max(self._power, 1e-30)
-
-
-def _candidates(layer: Node, seen: _Seen, goes: int | Runs, criterion: Criterion) -> Iterator[tuple[Floats, Floats]]:
+def _candidates(layer: Node, seen: Seen, goes: int | Runs, criterion: Criterion) -> Iterator[tuple[Floats, Floats]]:
     """Weights and biases with zeros in them; the first has the smallest zeroed, and nothing else."""
     small = _smallest(layer, np.abs(seen.weight), goes)
     yield np.where(small, 0.0, seen.weight), seen.bias
