@@ -76,9 +76,10 @@ def check(
     from onnxopt.deploy.policy import Policy, read_policy
     from onnxopt.deploy.run import check as run
     from onnxopt.deploy.subject import Subject
+    from onnxopt.deploy.targets import unmet
     from onnxopt.deploy.text import render
     from onnxopt.deploy.write import write_check
-    from onnxopt.errors import SpecError
+    from onnxopt.errors import SpecError, TargetError
 
     policy = read_policy(policy_file) if policy_file is not None else Policy()
     given: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ def check(
         raise SpecError("a report is about one model: name one, or leave --report away")
     for model in models:
         _check_places(model, policy_file, policy, reports, log_file)
-    failed = False
+    failed, missing = False, None
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
         for model in models:
             subject = Subject(
@@ -114,6 +115,9 @@ def check(
                 write_check(found, report)
             out.show(render(found, verbose=verbose))
             failed |= found.verdict == "failed"
+            missing = missing or unmet(found, policy)
+    if missing is not None:
+        raise TargetError(f"a target is required, but was not checked: {missing.why}")
     return int(failed)
 
 

@@ -7,7 +7,7 @@ import math
 from onnxopt.check.gates import Gates
 from onnxopt.check.targets import default_targets, on_targets
 from onnxopt.deploy.accuracy import check_accuracy
-from onnxopt.deploy.finding import Finding, Status
+from onnxopt.deploy.finding import CheckReport, Finding, Status
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.report import words
@@ -42,6 +42,13 @@ def check_targets(subject: Subject, policy: Policy) -> list[Finding]:
         reference or subject.path, subject.path, subject.dataset, wanted, gates, clock=False, track=subject.track
     )
     return [_finding(result, reference is not None) for result in results]
+
+
+def unmet(found: CheckReport, policy: Policy) -> Finding | None:
+    """What says of a target that must be available that it was not run after all, as of a device that is away."""
+    required = {w.name for w in parse_targets(policy.targets.require)} if policy.targets.require is not None else set()
+    ours = (f for f in found.findings if f.check == _NAME and f.status == "not run")
+    return next((f for f in ours if required & set(f.places)), None)
 
 
 def _wanted(policy: Policy) -> tuple[Wanted, ...]:
