@@ -39,7 +39,7 @@ def requirements(wanted: str) -> tuple[str, str]:
 
 def plan(wanted: str, source: Source) -> list[str]:
     """What would be fetched from where, in lines. Nothing is fetched."""
-    what, place = " and ".join(requirements(parse_version(wanted))), cache_folder() / "targets"
+    what, place = " and ".join(requirements(parse_version(wanted))), cache_folder("targets")
     return [
         f"into {place}, about 80 MB:",
         f"from {source.wheels_from(HERE)}: {what}, about 30 MB",
@@ -51,7 +51,7 @@ def set_up(wanted: str, source: Source, say: Callable[[str], None], track: Track
 
     Raises TargetError; nothing is changed then.
     """
-    parent = cache_folder() / "targets"
+    parent = cache_folder("targets")
     with alone(parent, say):
         there = find_runtime(wanted)
         if isinstance(there, OtherRuntime) and source.keep is None:

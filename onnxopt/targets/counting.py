@@ -78,7 +78,7 @@ def find_counter(emulated: Emulated) -> Counter | Unavailable:
     try:
         return Counter(emulated, emulator, _plugin(), part)
     except TargetError as error:
-        return Unavailable(str(error), "install gcc")
+        return Unavailable.because(error)
 
 
 @cache
@@ -93,8 +93,8 @@ def _plugin() -> Path:
     """The plugin, compiled once for each of its versions. Raises TargetError."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise TargetError("counting needs a C compiler")
-    made = cache_folder() / "counting" / f"{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
+        raise TargetError("counting needs a C compiler; install gcc")
+    made = cache_folder("counting") / f"{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
     if not made.exists():
         try:
             made.parent.mkdir(parents=True, exist_ok=True)

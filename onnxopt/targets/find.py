@@ -17,6 +17,13 @@ from onnxopt.targets.way import Unavailable, Way
 
 def find_way(wanted: Wanted) -> Way | Unavailable:
     """How to run models on a target from here, or why not. No model is run, and nothing fetched, to find that out."""
+    try:
+        return _way(wanted)
+    except TargetError as error:
+        return Unavailable.because(error)
+
+
+def _way(wanted: Wanted) -> Way | Unavailable:
     if wanted.address is not None:
         return Device(wanted.address)
     if wanted.provider is not None:

@@ -91,8 +91,7 @@ def find_mask(target: Target) -> Masked | Unavailable:
     try:
         return Masked(target, changed_library())
     except TargetError as error:
-        why, _, remedy = str(error).partition("; ")
-        return Unavailable(why, remedy)
+        return Unavailable.because(error)
 
 
 def changed_library() -> Path:
@@ -104,7 +103,7 @@ def changed_library() -> Path:
     if spec is None or spec.origin is None:
         raise TargetError("ONNX Runtime's library cannot be found; install onnxruntime again")
     original = Path(spec.origin)
-    parent = cache_folder() / "masked"
+    parent = cache_folder("masked")
     try:
         folder = parent / _key(original)
         changed = folder / original.name

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxopt.errors import ExecutionError, SpecError
+from onnxopt.errors import ExecutionError, SpecError, TargetError
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.local import Launch, run_in_child
 from onnxopt.targets.folders import cache_folder
@@ -52,15 +52,19 @@ def parse_version(text: str) -> str:
 
 def runtime_folder(version: str) -> Path:
     """Where a version is kept; ``version`` has three parts."""
-    return cache_folder() / "targets" / f"ort-{version}"
+    return cache_folder("targets", f"ort-{version}")
 
 
 def find_runtime(version: str) -> OtherRuntime | Unavailable:
     """How to run models with a version (``1.16``: the newest of these that is set up), or why not. Raises SpecError."""
     wanted = parse_version(version)
     remedy = f"run 'onnxopt targets setup ort-{wanted}'"
-    folders = [p for p in cache_folder().glob("targets/ort-*") if f"{p.name[4:]}.".startswith(f"{wanted}.")]
     foreign = ""
+    try:
+        there = [cache_folder("targets", p.name) for p in cache_folder("targets").glob("ort-*")]
+    except TargetError as error:
+        return Unavailable.because(error)
+    folders = [p for p in there if f"{p.name[4:]}.".startswith(f"{wanted}.")]
     for folder in sorted(folders, key=_order, reverse=True):
         try:
             made = json.loads((folder / "environment.json").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from onnxopt.errors import TargetError
 from onnxopt.runtime.exchange import Answer, Job
 
 
@@ -35,6 +36,12 @@ class Unavailable:
 
     why: str
     remedy: str
+
+    @classmethod
+    def because(cls, error: TargetError) -> Unavailable:
+        """The same as an error says: why; remedy."""
+        why, _, remedy = str(error).partition("; ")
+        return cls(why, remedy)
 
     def __str__(self) -> str:
         return f"{self.why}; {self.remedy}" if self.remedy else self.why
