@@ -1,6 +1,6 @@
 """Weights stored as codes: numbers of levels, several to a byte, and the nodes that make floats of them.
 
-    bytes (uint8) -> Cast -> Gather from digits -> Gather from levels -> Reshape -> Mul by scale
+    bytes (uint8) -> Cast -> Gather from digits -> Cast -> Gather from levels -> Reshape -> Mul by scale
 
 With L levels a byte holds the k digits of a number to base L, L^k <= 256: eight of 2 levels, five of 3, four of 4,
 three of up to 6, two of up to 16. ``digits`` (L^k, k) lists them, and is shared by all weights. No operator is newer
@@ -25,7 +25,9 @@ OLDEST_OPSET = 6
 _MOST = 256
 _SLICE_INPUTS = 10
 # Bytes of a node in a file, with the names of what it reads and makes.
-_NODE_BYTES = 70
+_NODE_BYTES = 90
+# Names that some exporters write are longer than small weights are.
+_LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Coded:
     def nbytes(self) -> int:
         """Bytes that it takes in a file, nodes included, without what all weights share."""
         small = self.levels.nbytes + (0 if self.scale is None else self.scale.nbytes)
-        return -(-self.codes.size // per_byte(len(self.levels))) + small + 5 * _NODE_BYTES
+        return -(-self.codes.size // per_byte(len(self.levels))) + small + 6 * _NODE_BYTES
 
     @property
     def entropy_bytes(self) -> float:
@@ -82,11 +84,14 @@ class _Writer:
 
     def expand(self, constant: Constant, coded: Coded) -> Tensor:
         name, count = constant.name, per_byte(len(coded.levels))
+        name = name if len(name) <= _LONGEST_NAME else "weight"
         levels = self._model.constant(f"{name}.levels", coded.levels)
         codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
         index = self._node("Cast", name, "index", [codes], np.int32, to=onnx.TensorProto.INT32)
         if count > 1:
-            index = self._node("Gather", name, "digits", [self._table(len(coded.levels), count), index], np.int32)
+            table = self._table(len(coded.levels), count)
+            index = self._node("Gather", name, "digits", [table, index], np.uint8)
+            index = self._node("Cast", name, "number", [index], np.int32, to=onnx.TensorProto.INT32)
             if coded.codes.size % count:
                 index = self._cut(name, index, coded.codes.size)
         found = self._node("Gather", name, "level", [levels, index], coded.levels.dtype)
@@ -101,7 +106,7 @@ class _Writer:
         if levels not in self._digits:
             number = np.arange(levels**count)[:, None]
             table = number // levels ** np.arange(count) % levels
-            self._digits[levels] = self._model.constant(f"digits_{levels}", table.astype(np.int32))
+            self._digits[levels] = self._model.constant(f"digits_{levels}", table.astype(np.uint8))
         return self._digits[levels]
 
     def _cut(self, name: str, index: Tensor, size: int) -> Tensor:

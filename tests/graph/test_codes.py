@@ -62,7 +62,7 @@ def test_sizes_are_those_of_the_file_and_of_the_best_code(build) -> None:
     even = Coded(np.resize(np.arange(16, dtype=np.uint8), (256, 256)), np.linspace(-1, 1, 16, dtype=np.float32))
     store(model, {model.constants()[0]: even})
     saved = before - len(model.to_proto().SerializeToString())
-    shared = 4 * 256 * 2
+    shared = 256 * 2
     assert abs(4 * 256 * 256 - even.nbytes - shared - saved) < 300
     assert even.entropy_bytes == 256 * 256 / 2
     assert Coded(np.zeros((4, 4), np.uint8), np.ones(1, np.float32)).entropy_bytes == 0

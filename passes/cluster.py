@@ -1,0 +1,138 @@
+"""Few different weights: each layer's weights share some levels, and the file holds which weight takes which.
+
+    levels=16   two weights in a byte, an eighth of float32; 256 one, a quarter
+    ternary     -1, 0 or 1 times a scale: five weights in a byte
+    binary      -1 or 1 times a scale: eight
+
+With data the weights take the levels that change what the layer makes least, one after the other, the later ones making
+good for the earlier; levels, scales and bias are solved by least squares. The file shrinks; a runtime makes floats of
+it when it loads, and needs the memory and time that it needed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.patterns import absent, excluded
+from onnxopt.errors import ModelError
+from onnxopt.graph import codes, layer
+from onnxopt.graph.codes import Coded
+from onnxopt.graph.compressed import compressed_bytes
+from onnxopt.graph.ir import Constant, Node, is_constant
+from onnxopt.graph.model import Model
+from onnxopt.numerics.codebook import Form
+from onnxopt.pruning import channels, sharing
+from onnxopt.pruning.sharing import Shared
+
+_FEWEST, _LEVELS, _MOST = 2, 16, 256
+_ENDS = "first or last layer, and keep-ends leaves those alone"
+_INTEGERS = "its weights are integers already"
+_EXPANDED = "a runtime makes floats of the levels when it loads: a smaller file, the same memory and time"
+_NO_DATA = "cluster: made-up data does not tell what rounding does; each weight took the level nearest to it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Pass):
+    """Few levels that the weights of a layer share, stored as small numbers: a smaller file, not a quicker model."""
+
+    name: ClassVar[str] = "cluster"
+    after: ClassVar[tuple[str, ...]] = (
+        "inline-functions", "freeze-defaults", "fold-constants", "clean", "fold-bn", "conv-shortcut", "prune", "svd",
+        "sparsify", "quant", "quant-dynamic", "quant-weights",
+    )  # fmt: skip
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-bn")
+
+    levels: int = option(_LEVELS, "how many different weights a layer has, 2 to 256; with a scale, each channel")
+    ternary: bool = option(False, "instead of levels: -1, 0 and 1, times a scale")
+    binary: bool = option(False, "instead of levels: -1 and 1, times a scale")
+    per_channel: bool = option(True, "a scale for each output channel; false: one for the layer")
+    data: bool = option(True, "choose by what layers make of the calibration data; false: by their weights")
+    keep_ends: bool = option(False, "leave the first and last layers alone")
+    exclude: str = option("", "layers to leave alone: names or patterns with *, joined by +")
+    samples: int = option(512, "how many samples to choose with, at most")
+
+    def __post_init__(self) -> None:
+        if not _FEWEST <= self.levels <= _MOST:
+            raise ValueError(f"levels is {self.levels}; a layer can have {_FEWEST} to {_MOST}")
+        if self.ternary + self.binary + (self.levels != _LEVELS) > 1:
+            raise ValueError("levels, ternary and binary each say how many levels there are; give one of them")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+
+    @property
+    def _form(self) -> Form:
+        return "ternary" if self.ternary else "binary" if self.binary else self.levels
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        try:
+            model.upgrade(codes.OLDEST_OPSET)
+        except ModelError as error:
+            return PassResult(0, (Skip("model", str(error)),))
+        found, skips = {}, list(absent(self.exclude, map(label, model.nodes())))
+        for constant, nodes, why in self._candidates(model):
+            if why:
+                skips.append(Skip(label(nodes[0]), why))
+            else:
+                found[constant] = nodes
+        if not found:
+            return PassResult(0, tuple(skips))
+        file, packed = model.constant_bytes(), compressed_bytes(model)
+        coded, told = self._coded(model, found, context)
+        codes.store(model, coded)
+        size = compressed_bytes(model)
+        figures: dict[str, Figure] = {
+            "layers": [asdict(t) for t in told],
+            "weight_bytes": [file, model.constant_bytes()],
+            "zstd_bytes": [packed, size],
+            "entropy_bytes": [sum(t.bytes[0] for t in told), sum(t.bytes[2] for t in told)],
+            "notes": [_EXPANDED, *([_NO_DATA] if self.data and context.dataset.synthetic else [])],
+        }
+        return PassResult(len(coded), tuple(skips), figures)
+
+    def _coded(
+        self, model: Model, found: dict[Constant, list[Node]], context: Context
+    ) -> tuple[dict[Constant, Coded], list[Shared]]:
+        """What to store instead of each weight, some of which are replaced on the way; and figures."""
+        use_data = self.data and not context.dataset.synthetic
+        solved = [n[0] for c, n in found.items() if use_data and sharing.is_solvable(model, c, n)]
+        order = {id(node): i for i, node in enumerate(model.graph.nodes)}
+        solved.sort(key=lambda node: order[id(node)])
+        before = {id(nodes[0]): constant for constant, nodes in found.items()}
+        coded, told = {}, []
+        taken = {id(node) for node in solved}
+        for constant, nodes in found.items():
+            if id(nodes[0]) not in taken or len(nodes) > 1:
+                coded[constant] = sharing.by_weights(constant, nodes, self._form, per_channel=self.per_channel)
+                told.append(sharing.told(label(nodes[0]), constant.values, coded[constant], None))
+        if solved:
+            original = model.clone()
+            done = sharing.by_outputs(
+                model, original, solved, self._form, context, self.samples, channels=self.per_channel
+            )
+            for node, codes_, plain, error in done:
+                coded[node.inputs[1]] = codes_
+                told.append(sharing.told(label(node), before[id(node)].values, codes_, (plain, error)))
+        return coded, told
+
+    def _candidates(self, model: Model) -> Iterator[tuple[Constant, list[Node], str]]:
+        """Every weight, its readers, and why it stays as it is, if it does."""
+        left_out = excluded(self.exclude, map(label, model.nodes()))
+        ends = channels.ends(model.graph) if self.keep_ends else set()
+        count = {"ternary": 3, "binary": 2}.get(str(self._form), self.levels)
+        for constant, nodes in sharing.candidates(model).items():
+            why = next((left_out[label(n)] for n in nodes if label(n) in left_out), "")
+            why = why or (_ENDS if any(id(n) in ends for n in nodes) else "")
+            yield (
+                constant,
+                nodes,
+                why or sharing.fault(model, constant, nodes, count, per_channel=self.per_channel),
+            )
+        for node in model.nodes():
+            if node.op in layer.LAYERS and len(node.inputs) > 1 and not is_constant(node.inputs[1]):
+                stored = layer.stored_weight(node)
+                if stored is not None:
+                    yield stored, [node], _INTEGERS
