@@ -64,6 +64,11 @@ class Output:
         if self._log is not None:
             Console(file=self._log, width=_WIDTH, highlight=False).print(renderable)
 
+    def say(self, line: str) -> None:
+        """Print a line, however long: a path in it stays in one piece."""
+        if not self.quiet:
+            self._out.print(line, markup=False, soft_wrap=True)
+
     def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Show how far the items are: a bar on a terminal, a line now and then elsewhere."""
         if total is None and isinstance(items, Sized):

@@ -30,9 +30,6 @@ def setup(
     onnxopt targets setup arm64 --offline files
     onnxopt targets setup ort-1.16
     """
-    from rich.console import Group
-    from rich.text import Text
-
     from onnxopt.cli.output import Output
     from onnxopt.environments.setup import plan, set_up
     from onnxopt.environments.source import Source
@@ -44,11 +41,7 @@ def setup(
         raise SpecError(f"{offline} is no folder: fill one by --keep on a machine with a connection")
     source = Source(mirror=mirror, keep=keep, offline=offline)
     with Output(quiet=quiet) as output:
-
-        def say(line: str) -> None:
-            output.show(Group(Text(line, no_wrap=True, overflow="ignore")))  # a path stays in one piece
-
         if dry_run:
-            say("\n".join(plan(name, source)))
+            output.say("\n".join(plan(name, source)))
         else:
-            say(set_up(name, source, say, output.track))
+            output.say(set_up(name, source, output.say, output.track))

@@ -36,7 +36,10 @@ class Source:
         address = self.mirror or debian_mirror()
         if address is None:
             raise TargetError("apt knows no Debian mirror here: give the address of one by --mirror, or use --offline")
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in SCHEMES or not (parts.netloc or parts.path):
             raise SpecError(f"'{address}' is no address of a mirror: it begins with http://, https:// or file://")
         return address.rstrip("/")

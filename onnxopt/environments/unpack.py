@@ -126,6 +126,8 @@ def _link(link: Path, leads_to: str, root: Path) -> str:
     """Where a link is to lead: absolute ones are meant from the root of the system that the package is for."""
     absolute = leads_to.startswith("/")
     goal = root / leads_to.lstrip("/") if absolute else link.parent / leads_to
-    if not Path(os.path.realpath(goal)).is_relative_to(root):
+    climbs = [part == ".." for part in PurePosixPath(leads_to).parts if part != "/"]
+    later = climbs != sorted(climbs, reverse=True)  # down and up again: what it leaves may become a link yet
+    if later or not Path(os.path.realpath(goal)).is_relative_to(root):
         raise _RefusedError(f"links '{link.relative_to(root)}' to '{leads_to}', which leads elsewhere")
     return os.path.relpath(goal, os.path.realpath(link.parent)) if absolute else leads_to

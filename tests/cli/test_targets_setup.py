@@ -8,12 +8,14 @@ from onnxopt.cli.main import commands
 from onnxopt.environments import arm64, setup
 from onnxopt.errors import SpecError, TargetError
 
+# Longer than a terminal is wide.
+LONG = " and a long name" * 10
 Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a [bold] cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"a [bold] cache{LONG}"))
     monkeypatch.setattr(arm64, "_ON_PATH", ("no-such-emulator",))
 
     def work(*arguments: str) -> Result:
@@ -26,7 +28,7 @@ def test_a_dry_run_says_all_and_does_nothing(run: Run, tmp_path: Path) -> None:
     result = run("arm64", "--dry-run", "--mirror", "http://127.0.0.1:9/debian")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[:2] == [
-        f"into {tmp_path}/a [bold] cache/onnxopt/targets/arm64, about 160 MB:",
+        f"into {tmp_path}/a [bold] cache{LONG}/onnxopt/targets/arm64, about 160 MB:",
         "from http://127.0.0.1:9/debian: 7.6 MB for a system with Python, 71.1 MB for QEMU",
     ]
     assert not list(tmp_path.iterdir())
@@ -57,6 +59,7 @@ def test_what_is_set_up_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         ),
         (["arm64", "--offline", ".", "--mirror", "x"], SpecError, "--offline opens no connection"),
         (["arm64", "--mirror", "gopher://x"], SpecError, "'gopher://x' is no address of a mirror"),
+        (["arm64", "--mirror", "http://[x"], SpecError, r"'http://\[x' is no address of a mirror"),
     ],
 )
 def test_wrong_usage(run: Run, arguments: Sequence[str], error: type[Exception], said: str) -> None:

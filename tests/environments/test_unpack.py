@@ -76,6 +76,7 @@ def test_absolute_links_are_meant_within_the_system(put: Callable[..., Path]) ->
         ([link("./a", "/../../etc")], "links 'a' to '/../../etc', which leads elsewhere"),
         ([link("./d/a", "."), link("./b", "d/a/../.."), file("./b/x")], "links 'b' to 'd/a/../..'"),
         ([link("./d/e/a", "../.."), link("./n/b", "../d/e/a/../x")], "which leads elsewhere"),
+        ([link("./d/e/a", "b/../../../x"), link("./d/e/b", "../..")], "links 'd/e/a' to 'b/../../../x'"),
         ([link("./x", "/etc/passwd", HARD)], "holds the path '/etc/passwd'"),
         ([link("./x", "./none", HARD)], "links 'x' to a file that is not in it"),
         ([("./dev/sda", {"kind": tarfile.BLKTYPE})], "holds 'dev/sda', which is neither a file nor a link"),
