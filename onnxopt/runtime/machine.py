@@ -61,7 +61,9 @@ def instructions() -> list[str]:
 
 def architecture() -> str:
     """``x86-64``, ``arm64``, or what the system calls it."""
-    return {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    return {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "arm64", "ARM64": "arm64"}.get(
+        platform.machine(), platform.machine()
+    )
 
 
 def _memory() -> int | None:

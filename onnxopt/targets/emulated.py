@@ -26,6 +26,7 @@ _SETTINGS = {"session.intra_op.allow_spinning": "0"}
 # The first version that has AVX2, without which its Haswell would choose other kernels than a real one.
 _AVX2_SINCE = (7, 2)
 _SET_UP = "run 'onnxopt targets setup arm64'"
+_ELSEWHERE = Unavailable("it can be emulated on Linux on x86-64 only", "use a real device, ssh://user@host")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Emulated:
 
 def find_emulator(target: Target) -> Emulated | Unavailable:
     """How to emulate a target, or why that is not possible."""
+    if sys.platform != "linux" or architecture() != "x86-64":
+        return _ELSEWHERE
     return _find_arm64(target) if target.architecture == "arm64" else _find_x86(target)
 
 
@@ -74,8 +77,6 @@ def _find_arm64(target: Target) -> Emulated | Unavailable:
 
 def _find_x86(target: Target) -> Emulated | Unavailable:
     """The Python at hand runs on a processor that has less, or more, than this one."""
-    if sys.platform != "linux" or architecture() != "x86-64":
-        return Unavailable("it can be emulated on Linux on x86-64 only", "")
     if target.cpu is None:
         return Unavailable("QEMU has no such processor", "")
     beside = arm64_folder() / "bin" / "qemu-x86_64"

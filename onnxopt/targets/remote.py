@@ -120,7 +120,9 @@ class Device:
         try:
             said = answer_of(stdout, plain(stderr.decode("utf-8", "replace")[-300:]).encode(), code, where)
             _check_archive(folder / "outputs.npz")
-            return unpack(said, folder, where)
+            a = unpack(said, folder, where)
+            ort, np, python, machine = map(plain, (a.onnxruntime, a.numpy, a.python, a.machine))  # they are shown
+            return replace(a, onnxruntime=ort, numpy=np, python=python, machine=machine)
         except ExecutionError as error:
             full = re.search(r"\[Errno (\d+)\]", str(error))
             if full and int(full[1]) in _FULL:

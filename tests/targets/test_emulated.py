@@ -173,6 +173,12 @@ class TestX86:
         (tmp_path / "bin").mkdir()
         assert qemu_version(str(tmp_path / "bin")) is None
 
-    def test_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(emulated, "architecture", lambda: "arm64")
-        assert find_emulator(X86_AVX2) == Unavailable("it can be emulated on Linux on x86-64 only", "")
+
+@pytest.mark.parametrize("name", ["x86-64-avx2", "arm64-cortex-a72"])
+def test_elsewhere(cache: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Nothing is to be set up there."""
+    environment(cache)
+    monkeypatch.setattr(emulated, "architecture", lambda: "arm64")
+    assert find_emulator(TARGETS[name]) == Unavailable(
+        "it can be emulated on Linux on x86-64 only", "use a real device, ssh://user@host"
+    )

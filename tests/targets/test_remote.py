@@ -26,6 +26,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.errors import ExecutionError, ExternalDataError, OnnxOptError, TargetError
+from onnxopt.runtime import local
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.local import run_in_child
 from onnxopt.targets import far_end, ssh
@@ -389,6 +390,25 @@ def answer(said: object, outputs: bytes = b"", sizes: list[object] | None = None
     return head + b"\n" + stdout + outputs
 
 
+def replying(stand_in: Any, reply: bytes) -> str:
+    """An interpreter that answers any job with this."""
+    (stand_in.bin / "reply").write_bytes(reply)
+    script = (
+        "import sys, json\nline = b''\nwhile not line.startswith(b'{\"token\"'): line = sys.stdin.buffer.readline()\n"
+        f"sys.stdout.buffer.write(b'\\n' + json.loads(line)['token'].encode() + b'\\n')\n"
+        f"sys.stdout.buffer.write(open({str(stand_in.bin / 'reply')!r}, 'rb').read())\n"
+    )
+    (stand_in.bin / "hostile.py").write_text(script)
+    return str(stand_in.interpreter("python", f"exec {sys.executable} '{stand_in.bin}/hostile.py'"))
+
+
+def test_what_a_device_says_of_itself_is_only_words(stand_in: Any) -> None:
+    """No code that a terminal obeys, and no more than a line."""
+    said = {**SAID, "onnxruntime": "1.31\x1b[2J\n" + "x" * 10**6, "names": []}
+    version = at(stand_in, replying(stand_in, answer(said))).probe().onnxruntime
+    assert version == ("1.31 [2J " + "x" * 300)[:300]
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
@@ -415,17 +435,14 @@ def answer(said: object, outputs: bytes = b"", sizes: list[object] | None = None
 )
 def test_a_hostile_answer(stand_in: Any, relu: Path, reply: bytes, message: str) -> None:
     """It can lie, but not fill this machine's memory or disk, nor write where it likes."""
-    (stand_in.bin / "reply").write_bytes(reply)
-    script = (
-        "import sys, json\nline = b''\nwhile not line.startswith(b'{\"token\"'): line = sys.stdin.buffer.readline()\n"
-        f"sys.stdout.buffer.write(b'\\n' + json.loads(line)['token'].encode() + b'\\n')\n"
-        f"sys.stdout.buffer.write(open({str(stand_in.bin / 'reply')!r}, 'rb').read())\n"
-    )
-    (stand_in.bin / "hostile.py").write_text(script)
-    python = stand_in.interpreter("python", f"exec {sys.executable} '{stand_in.bin}/hostile.py'")
     job = Job(models=(relu,), feeds=[X])
     with pytest.raises((TargetError, ExecutionError), match=message):
-        at(stand_in, python).run(job)
+        at(stand_in, replying(stand_in, reply)).run(job)
+
+
+def test_the_far_end_scrubs_as_we_do() -> None:
+    """It can import nothing of ours, so that it has lists of its own."""
+    assert (far_end.KEPT, far_end.SET) == (local._KEPT, local._SET)
 
 
 def test_the_far_end_is_python_3_8() -> None:
