@@ -95,7 +95,7 @@ class Stream:
         missing = [n for n in names if n not in self._batches[0]]
         if missing:
             ahead = _ahead(self.model, missing, self._done)
-            part = _segment(self.model, ahead, self._batches[0], missing)
+            part = segment(self.model, ahead, self._batches[0], missing)
             session, taken = self._session(part), {spec.name for spec in part.inputs}
         for batch in self._batches[: ceil(share * len(self._batches))]:
             made = session.run({k: v for k, v in batch.items() if k in taken}) if missing else {}
@@ -112,7 +112,7 @@ class Stream:
         made = [n for n in wanted if n not in self._batches[0]]
         session = None
         if made:
-            part = _segment(self.model, _ahead(self.model, made, self._done), self._batches[0], made)
+            part = segment(self.model, _ahead(self.model, made, self._done), self._batches[0], made)
             session, taken = self._session(part), {spec.name for spec in part.inputs}
 
         def answers(values: Sequence[Array]) -> Iterator[dict[str, Array]]:
@@ -142,7 +142,7 @@ def _ahead(model: Model, names: Iterable[str], done: set[str]) -> list[Node]:
     return found[::-1]
 
 
-def _segment(model: Model, nodes: Sequence[Node], known: Mapping[str, Array], wanted: Sequence[str]) -> Model:
+def segment(model: Model, nodes: Sequence[Node], known: Mapping[str, Array], wanted: Sequence[str]) -> Model:
     """A model of these nodes alone, which lead from known tensors to wanted ones. The original keeps its links."""
     read = [t for node in nodes for t in reads(node)]
     copies: dict[str, Tensor] = {}
