@@ -1,0 +1,129 @@
+"""What reaches a layer, as second moments: of one alone, or of what it makes and shall make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+
+from onnxopt.core import unrolled
+from onnxopt.core.context import Context
+from onnxopt.core.stream import modest_batch
+from onnxopt.factoring.site import Site
+from onnxopt.graph.layer import Floats
+from onnxopt.graph.model import Model
+from onnxopt.numerics.least_squares import Affine, Moments
+from onnxopt.numerics.patches import sample_positions
+from onnxopt.pruning.repair import Rows
+
+# Measured on an MLP and a transformer: costs 0.1 dB at most with 256 samples, gains up to 1.3 dB with 64.
+_LEVEL = 1e-2
+# Wider second moments take longer to decompose than they are worth; together they stay in this much memory.
+_WIDEST = 4_608
+_BYTES = 2**28
+
+
+def rounds(sites: Sequence[Site]) -> Iterator[list[Site]]:
+    """As many layers at a time as there is room for the second moments of."""
+    part: list[Site] = []
+    room = _BYTES
+    for site in sites:
+        needs = 8 * _width(site) ** 2 if _width(site) <= _WIDEST else 0
+        if part and needs > room:
+            yield part
+            part, room = [], _BYTES
+        part.append(site)
+        room -= needs
+    if part:
+        yield part
+
+
+def moments(model: Model, sites: Sequence[Site], context: Context, samples: int) -> dict[Site, Floats]:
+    """E[x x^T] of what goes into each layer of the main graph, (inputs x kernel) squared, of trace 1; of tables how
+    often each row is looked up, (rows,). Layers of which nothing can be told are left out."""
+    watched = [s for s in sites if s.graph is model.graph and (s.is_table or _width(s) <= _WIDEST)]
+    watched = [s for s in watched if not s.convolves or s.solvable]
+    if not watched:
+        return {}
+    sums = {s: np.zeros(s.sizes[1] if s.is_table else (_width(s), _width(s))) for s in watched}
+    names = list(dict.fromkeys(s.x.name for s in watched))
+    batch = modest_batch(context, context.shapes(model))
+    parts = -(-min(samples, context.dataset.count) // batch)
+    for values in context.activations(model, names, samples, batch):
+        for site, total in sums.items():
+            x = values[site.x.name]
+            if site.is_table:
+                total += np.bincount(np.asarray(x, np.intp).ravel() % len(total), minlength=len(total))
+            else:
+                rows = _rows(site, x, parts, context.rng())
+                total += rows.T @ rows
+    return {s: _levelled(total) for s, total in sums.items() if np.isfinite(total).all() and total.any()}
+
+
+def _rows(site: Site, x: np.ndarray, parts: int, rng: np.random.Generator) -> Floats:
+    if not site.convolves:
+        return site.rows(x).astype(np.float64)
+    rows = unrolled.Rows(site.node, x)
+    at = sample_positions(rows.count, max(1, unrolled.enough_rows(site.node) // parts), rng)
+    return rows.at(at).astype(np.float64)
+
+
+def _width(site: Site) -> int:
+    """Of what is summed over."""
+    return 0 if site.is_table else prod(site.unfolded[1:])
+
+
+def _levelled(moment: Floats) -> Floats:
+    """Of trace 1, and a bit in every direction: samples are few, and what they do not show may still come."""
+    size = len(moment)
+    if moment.ndim == 1:
+        return np.asarray((moment / moment.sum() + _LEVEL / size) / (1 + _LEVEL))
+    return np.asarray((moment / np.trace(moment) + _LEVEL / size * np.eye(size)) / (1 + _LEVEL))
+
+
+class Seen:
+    """What a layer with this ``weight`` (outputs, inputs) and ``bias`` (outputs,) reads, and what it then misses of
+    what it shall make."""
+
+    def __init__(self, weight: Floats, bias: Floats, has_bias: bool, rows: Iterator[Rows]) -> None:
+        self.weight, self.bias, self._has_bias = weight, bias, has_bias
+        outputs, inputs = weight.shape
+        self._train, self._held = (Moments.empty(inputs, outputs) for _ in range(2))
+        powers = [0.0, 0.0]
+        for x, t, is_held in rows:
+            missing = t - x @ weight.T - bias
+            for i, (part, at) in enumerate(((self._train, ~is_held), (self._held, is_held))):
+                part.add(x[at], missing[at])
+                powers[i] += float(np.square(t[at]).sum())
+        if not self._held.count:
+            self._held, powers[1] = self._train, powers[0]
+        self._power = max(powers[1], 1e-30)
+        z = self._train.gram[-1] / max(self._train.count, 1) * has_bias
+        self._mean = z[:-1]
+        self._missing = self._train.cross[-1] / max(self._train.count, 1) * has_bias
+        count = max(self._train.count, 1)
+        self._gram = self._train.gram[:-1, :-1] / count - np.outer(self._mean, self._mean)
+        self._cross = self._train.cross[:-1] / count - np.outer(self._mean, self._missing)
+
+    @property
+    def tells(self) -> bool:
+        """Did anything reach it?"""
+        return self._train.count > 0 and bool(np.trace(self._gram) > 0)
+
+    def damped(self, damping: float) -> Floats:
+        """The second moments of the inputs, about their means where the bias is free."""
+        size = len(self._gram)
+        return np.asarray(self._gram + damping * np.trace(self._gram) / size * np.eye(size))
+
+    def wanted(self, gram: Floats) -> Floats:
+        """The weights that come nearest to what shall be made, of whatever rank."""
+        return np.asarray(self.weight + np.linalg.solve(gram, self._cross).T)
+
+    def with_bias(self, weight: Floats) -> Floats:
+        """The bias that goes with a weight: the means are what they shall be."""
+        return np.asarray(self.bias + self._missing - (weight - self.weight) @ self._mean)
+
+    def error(self, weight: Floats, bias: Floats) -> float:
+        """Squared error over squared target of samples that were held back."""
+        return self._held.error(Affine(weight - self.weight, bias - self.bias)) / self._power
