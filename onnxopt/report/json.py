@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.errors import DataError
+from onnxopt.report.advice import Advice
 from onnxopt.report.difference import Difference
 from onnxopt.report.execution import Execution
 from onnxopt.report.files import write_text
@@ -64,6 +65,17 @@ def write_json(report: Report, path: str | Path) -> None:
 def write_inspection(inspection: Inspection, path: str | Path) -> None:
     """Write what ``onnxopt inspect`` found, all or nothing. Raises OutputError where that cannot be done."""
     _write({"schema": SCHEMA.replace("report", "inspection"), **plain(inspection)}, Path(path))
+
+
+def write_advice(advice: Advice, path: str | Path) -> None:
+    """Write what ``onnxopt inspect --advise`` found, all or nothing. Raises OutputError where that cannot be done."""
+    content = plain(advice)
+    for row, offer in zip(content["offers"], advice.offers, strict=True):
+        row["verdict"] = offer.verdict
+    for step, tried in zip(content["passes"], advice.passes, strict=True):
+        step["verdict"] = tried.verdict
+        step["skips"] = [{"node": node, "why": why} for node, why in step["skips"]]
+    _write({"schema": SCHEMA.replace("report", "advice"), **content}, Path(path))
 
 
 def write_execution(execution: Execution, path: str | Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import onnx
 
+from onnxopt.core import spec
+
 
 def test_sensitivity_ranks_the_layers(net: Path, run) -> None:
     report = net.parent / "r.json"
@@ -92,3 +94,22 @@ def test_a_budget_that_is_none(net: Path, run) -> None:
     assert done.code == 2
     assert "quant: max-drop is a share, not 1.5; write for example 0.5% or 0.005" in done.err
     assert "quant:max-drop is 'x%', which is no" in run("optimize", net, "-p", "quant:max-drop=x%").err
+
+
+def test_advice(net: Path, run, monkeypatch) -> None:
+    known = {n: p for n, p in spec.known_passes().items() if p.exact or n in ("quant", "quant-dynamic")}
+    monkeypatch.setattr(spec, "known_passes", lambda: known)
+    report = net.parent / "r.json"
+    done = run("inspect", net, "--advise", "--samples", "16", "--report", report)
+    assert done.code == 0, done.err
+    found = json.loads(report.read_text())
+    assert found["schema"] == "onnxopt-advice-1"
+    assert [p["spec"].partition(":")[0] for p in found["passes"]] == ["quant", "quant-dynamic"]
+    assert any(o["layer"] == "conv2" and o["spec"].startswith("quant:") for o in found["offers"])
+    assert "it pays to run" in done.out
+
+
+def test_advice_or_coupling(net: Path, run) -> None:
+    done = run("inspect", net, "--advise", "--coupling")
+    assert done.code == 2
+    assert "give one" in done.err

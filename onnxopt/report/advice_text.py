@@ -1,0 +1,69 @@
+"""What pays on which layer, for reading: tables on a terminal or in a log file."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from onnxopt.report import words
+from onnxopt.report.advice import Advice, Costs, Offer, Whole
+from onnxopt.report.tables import limited, skips_table, table
+
+_LAYERS = ("layer", "operator ", "pass ", "weights", "MACs", "time", "error", " ")
+_PASSES = ("pass", "weights", "packed", "MACs", "time", "speed", "error", " ")
+
+
+def render_advice(found: Advice, *, verbose: bool = False) -> RenderableType:
+    """One row for each pass on each layer, what pays best first, then one for each pass on the whole model.
+
+    ``verbose`` shows the rows that do not pay and every place that is left alone, besides.
+    """
+    paying = [_layer(o) for o in found.offers if o.verdict == "pays"]
+    others = [_layer(o) for o in found.offers if o.verdict != "pays"]
+    idle = [p for p in found.passes if p.why]
+    tried = [_whole(p) for p in found.passes if not p.why]
+    title = "What one layer alone saves of its own, and what that does to the outputs"
+    return Group(
+        *([table(title, _LAYERS, paying if verbose else limited(paying, False))] if paying else ()),
+        *([table("Does not pay", _LAYERS, limited(others, verbose))] if others else ()),
+        *([table("The whole model", _PASSES, tried)] if tried else ()),
+        *(Text.assemble((f"{p.spec}: ", "bold"), f"nothing to gain: {p.why}") for p in idle),
+        *(skips_table(p.skips, f"left alone by {p.spec}", True) for p in found.passes if verbose and p.skips),
+        *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
+        Text(_total(found), "bold"),
+    )
+
+
+def _layer(o: Offer) -> tuple[str, ...]:
+    size, macs, ms = _saved(o.before, o.after)
+    return o.layer, o.op, o.spec, size, macs, ms if o.pace else "", words.decibels(o.sqnr_db), o.verdict
+
+
+def _saved(before: Costs, after: Costs) -> tuple[str, str, str]:
+    return (
+        _change(before.bytes, after.bytes, words.size(abs(before.bytes - after.bytes))),
+        _change(before.macs, after.macs, words.count(abs((before.macs or 0) - (after.macs or 0)))),
+        _change(before.ms, after.ms, words.milliseconds(abs((before.ms or 0.0) - (after.ms or 0.0)))),
+    )
+
+
+def _change(before: float | None, after: float | None, amount: str) -> str:
+    """``-1.18 MB``; empty where nothing changes, ``?`` where it is not known."""
+    if before is None or after is None:
+        return "?"
+    return "" if before == after else f"{'-' if after < before else '+'}{amount}"
+
+
+def _whole(p: Whole) -> tuple[str, ...]:
+    assert p.before is not None
+    assert p.after is not None
+    packed = _change(p.before.packed, p.after.packed, words.size(abs(p.before.packed - p.after.packed)))
+    size, macs, ms = _saved(p.before, p.after)
+    speed = "?" if p.speedup is None else f"{p.speedup[0]:.2f} x"
+    return p.spec, size, packed, macs, ms, speed, words.decibels(p.sqnr_db), p.verdict
+
+
+def _total(found: Advice) -> str:
+    paying = [p for p in found.passes if p.verdict == "pays"]
+    names = ", ".join(p.spec for p in paying) if paying else "none"
+    return f"on the whole model as it is, {found.samples} samples judging, it pays to run: {names}"

@@ -1,0 +1,241 @@
+"""Advice: each pass on the whole model, and what it made of each layer alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from onnxopt.check import advise as module
+from onnxopt.check.advise import advise
+from onnxopt.core import spec
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Pass, PassResult, Skip, label, option
+from onnxopt.data.dataset import Dataset, open_dataset
+from onnxopt.graph.ir import Node, Variable
+from onnxopt.graph.model import Model
+from onnxopt.report.advice import Advice, Costs, Offer, Whole, verdict
+from onnxopt.report.advice_text import render_advice
+from onnxopt.report.json import write_advice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Pass):
+    """Splits every square product into two of an eighth of the width."""
+
+    name: ClassVar[str] = "split"
+    width: int = option(16, "of what lies in between")
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        nodes = [n for n in model.graph.nodes if n.op == "MatMul" and n.inputs[1].shape == (128, 128)]
+        for node in nodes:
+            u, s, v = np.linalg.svd(node.inputs[1].values)
+            left, right = u[:, : self.width] * s[: self.width], v[: self.width]
+            between = Variable(model.fresh_name("between"), np.float32)
+            first = [node.inputs[0], model.constant("left", left.astype(np.float32))]
+            model.graph.nodes.append(Node("MatMul", model.fresh_name("first"), first, [between]))
+            node.inputs = [between, model.constant("right", right.astype(np.float32))]
+        return PassResult(len(nodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoil(Pass):
+    """Turns the sign of all weights."""
+
+    name: ClassVar[str] = "spoil"
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        nodes = [n for n in model.graph.nodes if n.op == "MatMul"]
+        for node in nodes:
+            node.inputs[1] = model.constant("turned", -node.inputs[1].values)
+        return PassResult(len(nodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle(Pass):
+    """Finds nothing."""
+
+    name: ClassVar[str] = "idle"
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        return PassResult(0, tuple(Skip(label(n), "it is asleep") for n in model.graph.nodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Pass):
+    """Does not work."""
+
+    name: ClassVar[str] = "broken"
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        raise IndexError("gone")
+
+
+@pytest.fixture
+def model(build: Callable[..., Model]) -> Model:
+    """A layer of rank 16, one of full rank, and a small one."""
+    made = build(
+        "a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) y = MatMul(c, u)",
+        "float[128,128] w, float[128,128] v, float[128,2] u",
+        x="float[N,128] x",
+    )
+    (w,) = (c for c in made.constants() if c.name == "w")
+    w.values = (w.values[:, :16] @ w.values[:16] / 16).astype(np.float32)
+    return made
+
+
+@pytest.fixture
+def data(model: Model) -> Dataset:
+    return open_dataset(None, model.inputs, samples=24)
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets there be no passes but these and the exact ones."""
+
+    def leave(*kinds: type[Pass]) -> None:
+        exact = {name: kind for name, kind in spec.known_passes().items() if kind.exact}
+        found = exact | {k.name: k for k in kinds}
+        monkeypatch.setattr(spec, "known_passes", lambda: found)
+
+    return leave
+
+
+def look(model: Model, data: Dataset, **options: float) -> Advice:
+    return advise(model, *data.split(), **options)  # type: ignore[arg-type]
+
+
+def test_each_layer_alone(model: Model, data: Dataset, only: Callable[..., None]) -> None:
+    only(Split)
+    before = model.digest()
+    found = look(model, data)
+    assert model.digest() == before
+    assert [(o.layer, o.op, o.spec) for o in found.offers] == [("a", "MatMul", "split"), ("c", "MatMul", "split")]
+    exact, damaged = found.offers
+    for offer in found.offers:
+        assert offer.saved_bytes == 4 * (128 * 128 - 2 * 128 * 16)
+        assert (offer.before.macs, offer.after.macs) == (128 * 128, 2 * 128 * 16)
+    assert exact.sqnr_db > 100  # its rank is no more than what is left
+    assert exact.verdict == "pays"
+    assert 0 < damaged.sqnr_db < 10
+    assert damaged.verdict == "harms"
+    (whole,) = found.passes
+    assert (whole.pieces, whole.tried) == (2, 2)
+    assert whole.sqnr_db == pytest.approx(damaged.sqnr_db, abs=0.5)
+    assert whole.before is not None
+    assert whole.after is not None
+    assert whole.before.bytes == 4 * (2 * 128 * 128 + 128 * 2)
+    assert whole.before.bytes - whole.after.bytes == 2 * exact.saved_bytes
+    assert whole.before.macs == 2 * 128 * 128 + 256
+    assert whole.speedup is not None
+    assert whole.speedup[1] <= whole.speedup[0] <= whole.speedup[2]
+
+
+def test_small_layers_are_tried_together(model: Model, data: Dataset, only: Callable[..., None]) -> None:
+    only(Spoil)
+    found = look(model, data)
+    assert [o.layer for o in found.offers] == ["a", "c", "the rest (1)"]
+    assert [o.verdict for o in found.offers] == ["harms"] * 3
+    assert found.offers[2].sqnr_db == pytest.approx(10 * math.log10(1 / 4), abs=1e-3)  # the sign of the outputs
+
+
+def test_what_does_not_work_says_why(model: Model, data: Dataset, only: Callable[..., None]) -> None:
+    only(Idle, Broken)
+    found = look(model, data)
+    assert found.offers == ()
+    idle, broken = found.passes
+    assert broken.why.startswith("the pass broken failed at test_advise.py")
+    assert idle.why == "it is asleep"
+    assert len(idle.skips) == 4
+    assert [p.verdict for p in found.passes] == ["nothing to do"] * 2
+
+
+def test_without_time_the_largest_layer_is_tried(
+    model: Model, data: Dataset, only: Callable[..., None], tmp_path
+) -> None:
+    only(Split, Spoil)
+    found = look(model, data, budget_s=0.0)
+    assert sorted(o.spec for o in found.offers) == ["split", "spoil"]
+    (note,) = (n for n in found.notes if "within 0 s" in n)
+    assert note == "not tried alone within 0 s, the smallest layers of each pass: split on 1 of 2, spoil on 2 of 3"
+    write_advice(found, tmp_path / "advice.json")
+    written = json.loads((tmp_path / "advice.json").read_text())
+    assert written["schema"] == "onnxopt-advice-1"
+    assert [o["verdict"] for o in written["offers"]] == [o.verdict for o in found.offers]
+    assert set(written["offers"][0]) == {"layer", "op", "spec", "before", "after", "sqnr_db", "verdict"}
+
+
+def test_pruning_runs_for_each_group(zoo, only: Callable[..., None]) -> None:
+    only(spec.known_passes()["prune"])
+    model = Model.from_proto(zoo["plain"]())
+    data = open_dataset(None, model.inputs, samples=16)
+    found = look(model, data)
+    (whole,) = found.passes
+    assert whole.tried == whole.pieces == len(found.offers) == 2  # the first and the last layer stay
+    for offer in found.offers:
+        assert offer.before.macs is not None
+        assert offer.after.macs is not None
+        assert offer.before.macs > offer.after.macs
+        assert offer.saved_bytes > 0
+
+
+def test_every_pass_is_tried_with_settings_it_has() -> None:
+    lossy = [name for name, kind in spec.known_passes().items() if not kind.exact]
+    assert set(module._TRIED) <= set(lossy)
+    assert all(list(module._settings(name)) for name in lossy)
+    assert not list(module._settings("fold-bn"))
+
+
+def costs(size: int, packed: int, ms: float | None = 1.0) -> Costs:
+    return Costs(size, packed, None, ms)
+
+
+@pytest.mark.parametrize(
+    ("after", "db", "pace", "expected"),
+    [
+        (costs(50, 90), 30.0, 0, "pays"),
+        (costs(100, 100), 30.0, 1, "pays"),
+        (costs(50, 90), 30.0, -1, "smaller, slower"),
+        (costs(150, 90), 30.0, 1, "quicker, larger"),
+        (costs(150, 90), 30.0, 0, "larger"),
+        (costs(100, 50), 30.0, -1, "slower"),
+        (costs(100, 50), 30.0, 0, "smaller packed"),
+        (costs(99, 99), 30.0, 0, "no gain"),
+        (costs(50, 50), 9.9, 1, "harms"),
+        (costs(50, 50), math.nan, 1, "harms"),
+    ],
+)
+def test_verdicts(after: Costs, db: float, pace: int, expected: str) -> None:
+    assert verdict(costs(100, 100), after, db, pace) == expected
+
+
+@pytest.mark.parametrize(("ms", "pace"), [(0.9, 1), (1.0, 0), (1.04, 0), (1.1, -1), (None, 0)])
+def test_the_clock_scatters(ms: float | None, pace: int) -> None:
+    assert Offer("a", "MatMul", "p", costs(9, 9), costs(9, 9, ms), 30.0).pace == pace
+
+
+def test_as_text() -> None:
+    from rich.console import Console
+
+    def lines(found: Advice) -> list[str]:
+        console = Console(width=200, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(render_advice(found))
+        return [" ".join(line.split()) for line in captured.get().splitlines()]
+
+    good = Offer("first", "Conv", "svd", Costs(4000, 9000, 500, 1.0), Costs(2000, 7000, 250, 0.5), 41.23)
+    bad = Offer("last", "Gemm", "svd", Costs(4000, 9000, 500, 1.0), Costs(4100, 9100, None, 1.01), 41.23)
+    whole = Whole("svd", "", good.before, good.after, 30.0, (1.5, 1.4, 1.6))
+    text = lines(Advice("m.onnx", {}, {}, 7, (good, bad), (whole, Whole("quant", "it is asleep")), ("told",)))
+    assert "first Conv svd -2.00 kB -250 -0.500 ms 41.2 dB pays" in text
+    assert "last Gemm svd +100 bytes ? 41.2 dB larger" in text
+    assert "svd -2.00 kB -2.00 kB -250 -0.500 ms 1.50 x 30.0 dB pays" in text
+    assert "quant: nothing to gain: it is asleep" in text
+    assert "note: told" in text
+    assert text[-1] == "on the whole model as it is, 7 samples judging, it pays to run: svd"
