@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 _PESSIMISM = 10
 # What is not worth a process of its own to find out how long it takes.
 _CHEAP_S = 2.0
+# A run of both models, by the guess above, that is worth waiting for to count its instructions.
+_COUNTED_S = 30.0
 
 
 def default_targets() -> tuple[Wanted, ...]:
@@ -191,10 +193,9 @@ class _Bench:
             native_accuracy=here.accuracy,
             parity_db=parity.sqnr_db,
             parity_agreement=parity.agreement,
-            instructions=self._counted(way),
             parity_error=max((o.max_error for o in parity.outputs if o.equal is None), default=None),
         )
-        result, slow, notes = self._timed(result, wanted, way)
+        result, slow, notes = self._timed(self._counted(result, way), wanted, way)
         whole = quality
         if self.native is not None and samples < self.native.samples:
             whole = estimate(self.native, here, quality, samples)
@@ -230,15 +231,17 @@ class _Bench:
         more = way.run(replace(job, feeds=rest, timeout_s=time_limit(max(guess, took) * samples)))
         return (*run.outputs, *more.runs[0].outputs), feeds, samples, answer.onnxruntime
 
-    def _counted(self, way: Way) -> int | None:
-        """Instructions of one run there, where the emulator at hand can count."""
-        counter = find_counter(way) if isinstance(way, Emulated) else None
-        if not isinstance(counter, Counter):
-            return None
-        pair = self.batch * self.seconds[1] * _slowdown(way, self.quantized)
-        with suppress(ExecutionError):
-            return counter.count(Job(models=self.paths[1:], feeds=(self.first,), timeout_s=time_limit(2 * pair)))[0]
-        return None
+    def _counted(self, result: TargetResult, way: Way) -> TargetResult:
+        """The result with the instructions of one run there, where the emulator at hand can count, and soon."""
+        counter = find_counter(way) if isinstance(way, Emulated) and self.clock else None
+        pair_s = (self.seconds[0] * way.slowdown + self.seconds[1] * _slowdown(way, self.quantized)) * self.batch
+        if not isinstance(counter, Counter) or pair_s > _COUNTED_S:
+            return result
+        job = Job(models=self.paths, feeds=(self.first,), timeout_s=time_limit(2 * pair_s))
+        with suppress(ExecutionError, TargetError):  # it is judged without
+            original, candidate = counter.count(job)
+            return replace(result, instructions=candidate, instructions_reference=original)
+        return result
 
     def _timed(self, result: TargetResult, wanted: Wanted, way: Way) -> tuple[TargetResult, list[str], list[str]]:
         """The result with the times of original and candidate there; what is too slow, and what to say."""

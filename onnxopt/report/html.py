@@ -89,6 +89,7 @@ def _pairs(report: Report) -> Iterator[tuple[str, str, str, float, float]]:
         yield from _pair("peak memory", v.peak_memory_reference_bytes, v.peak_memory_bytes, words.size)
     for t in report.targets:
         yield from _pair(f"latency on {t.target}", t.latency_reference_ms, t.latency_ms, words.milliseconds)
+        yield from _pair(f"instructions on {t.target}", t.instructions_reference, t.instructions, words.count)
 
 
 def _pair(

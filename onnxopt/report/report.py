@@ -123,8 +123,8 @@ class TargetResult:
     labels; the same of the candidate run natively in ``native_*``. Parity is the candidate there against the candidate
     here: ``parity_db`` (infinite: equal bits), ``parity_agreement``, and ``parity_error``, the largest difference.
     Times in milliseconds of one run, original and candidate in turn, only where the target's clock means something.
-    ``instructions`` are those that one run takes, an estimate of cost. ``departure`` names the first layer whose
-    result is another there.
+    ``instructions`` are those that one run takes, those of the original in ``instructions_reference``: an estimate of
+    cost, where the emulator counts. ``departure`` names the first layer whose result is another there.
     """
 
     target: str
@@ -147,6 +147,7 @@ class TargetResult:
     speedup_low: float | None = None
     speedup_high: float | None = None
     instructions: int | None = None
+    instructions_reference: int | None = None
     departure: str | None = None
     causes: tuple[Cause, ...] = ()
     seconds: float = 0.0

@@ -93,7 +93,7 @@ def targets(report: Report) -> list[tuple[str, ...]]:
 
 
 def target_notes(report: Report) -> list[tuple[str, str]]:
-    """(what, line) on targets that failed, were not checked, or need a word: why, where they depart, the causes."""
+    """(what, line) on targets that failed, were not checked, or need a word: why, layer, causes; then instructions."""
     said: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for t in report.targets:
         if t.status == "failed" or t.why:
@@ -101,7 +101,14 @@ def target_notes(report: Report) -> list[tuple[str, str]]:
     found = []
     for lines, names in said.items():
         found += [(", ".join(names), lines[0][1]), *lines[1:]]
-    return found
+    counted = [(t, t.instructions) for t in report.targets if t.instructions is not None]
+    return found + [(t.target, _counted(t, instructions)) for t, instructions in counted]
+
+
+def _counted(t: TargetResult, instructions: int) -> str:
+    original = t.instructions_reference
+    beside = "" if not original else f", {instructions / original:.2f} of the original's {words.count(original)}"
+    return f"a run takes {words.count(instructions)} instructions{beside}"
 
 
 def _said(t: TargetResult) -> Iterator[tuple[str, str]]:

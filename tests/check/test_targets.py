@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +30,10 @@ from onnxopt.job import RunOptions, optimize
 from onnxopt.report.report import TargetResult
 from onnxopt.runtime.exchange import Answer, Job
 from onnxopt.runtime.probe import saturates
-from onnxopt.runtime.target import NATIVE, X86_AVX512_VNNI, Target
+from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512_VNNI, Target
 from onnxopt.runtime.timing import Timing
+from onnxopt.targets.counting import Counter
+from onnxopt.targets.emulated import Emulated
 from onnxopt.targets.find import find_way
 from onnxopt.targets.native import Native
 from onnxopt.targets.spec import Wanted, parse_targets
@@ -239,6 +242,42 @@ def test_speed_is_judged_where_the_clock_means_something(nets: Nets, monkeypatch
     assert (masked.speedup or 0) > 0
     assert device.status == "failed"
     assert device.why == f"{device.speedup:.2f} times as fast as the original"
+
+
+@dataclass(frozen=True)
+class Fixed(Counter):
+    """Counts without an emulator."""
+
+    error: Exception | None = None
+
+    def count(self, job: Job) -> tuple[int, ...]:
+        if self.error is not None:
+            raise self.error
+        assert (len(job.models), len(job.feeds)) == (2, 1)
+        return 300, 200
+
+
+@pytest.mark.parametrize(
+    ("error", "slowdown", "clock", "counted"),
+    [
+        (None, 1, True, (200, 300)),
+        (None, 1e9, True, (None, None)),
+        (None, 1, False, (None, None)),
+        (ExecutionError("the emulator counted no instructions"), 1, True, (None, None)),
+        (TargetError("no numpy"), 1, True, (None, None)),
+    ],
+    ids=["counted", "too slow", "not wanted", "failed", "missing"],
+)
+def test_instructions_of_both_are_counted_where_that_is_soon_done(
+    nets: Nets, monkeypatch, error: Exception | None, slowdown: float, clock: bool, counted: object
+) -> None:
+    way = Emulated(X86_AVX2, (sys.executable,), "7.2.22", slowdown=slowdown, slowdown_int8=1)
+    monkeypatch.setattr(targets, "find_way", lambda wanted: way)
+    monkeypatch.setattr(targets, "find_counter", lambda way: Fixed(way, "qemu", Path("plugin"), error=error))
+    wanted = parse_targets("x86-64-avx2")
+    (found,) = on_targets(nets.floats, nets.guarded, nets.data, wanted, Gates(), clock=clock)
+    assert (found.status, found.latency_ms) == ("passed", None)
+    assert (found.instructions, found.instructions_reference) == counted
 
 
 def test_what_is_too_slow() -> None:
