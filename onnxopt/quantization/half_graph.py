@@ -1,0 +1,226 @@
+"""Rewrite a graph for float16: weights alone, or nodes with what they read and make.
+
+Casts stand only where a tensor goes from a node of one type to a node of the other, once for each tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Skip, label
+from onnxopt.core.stream import modest_batch
+from onnxopt.graph.ir import Node, Tensor, Variable, is_constant
+from onnxopt.graph.model import Model
+from onnxopt.quantization import half
+from onnxopt.quantization.half import FLOAT, HALF, Slots
+from onnxopt.runtime.session import Session
+
+# A weight of fewer bytes saves less than the Cast behind it takes.
+_SMALLEST = 512
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model with nodes in float16: how many, how many Casts at their borders, what stays float32 and why."""
+
+    model: Model
+    nodes: int
+    casts: int
+    skips: tuple[Skip, ...]
+
+
+def store_weights(model: Model) -> tuple[int, tuple[Skip, ...]]:
+    """Store float32 constants as float16, with a Cast behind each; how many, and what was left alone."""
+    outputs = {id(t) for graph in model.graphs() for t in graph.outputs}
+    fixed = {id(c) for graph in model.graphs() for c in graph.defaults.values()}
+    count, skips = 0, []
+    for constant in model.constants():
+        if constant.dtype != FLOAT or constant.nbytes < _SMALLEST or id(constant) in fixed | outputs:
+            continue
+        readers = list(constant.outputs)
+        if not readers:
+            continue
+        if why := half.constant_fault(readers[0], -1, constant):
+            skips.append(Skip(label(readers[0]), why))
+            continue
+        small = model.constant(f"{constant.name}.half", half.rounded(constant.values))
+        _relink(readers, constant, _cast(model, small, f"{constant.name}.float", FLOAT))
+        count += 1
+    model.tidy()
+    return count, tuple(skips)
+
+
+def convert(model: Model, context: Context, samples: int) -> Converted:
+    """A copy of a model whose nodes compute in float16, but for those that cannot.
+
+    What becomes NaN or infinite on the data and was not is made float32 again, with what makes it.
+    """
+    known = half.types(model, context)
+    names = [t.name for t in _floats(model, known)]
+    numbers = half.survey(model, names, context, samples)
+    kept: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        result, made = _attempt(model, known, numbers, kept)
+        lost = _lost(result.model, made, numbers, context, samples)
+        if not lost:
+            return result
+        kept |= dict.fromkeys(lost, "becomes NaN or infinite in float16")
+    return Converted(model, 0, 0, (Skip("model", "NaN or infinity keeps coming up in float16"),))
+
+
+def _attempt(
+    model: Model, known: Mapping[str, np.dtype[Any]], numbers: Mapping[str, half.Numbers], kept: Mapping[str, str]
+) -> tuple[Converted, dict[str, str]]:
+    """The copy, and by the name of each tensor of the copy that became float16 what it was called."""
+    copy = model.clone()
+    chosen, skips = _choose(copy, known, {n: why for n, x in numbers.items() if (why := x.fault())} | dict(kept))
+    writer = _Writer(copy, known)
+    for node, slots in chosen.items():
+        writer.outputs(node, slots)
+    for node, slots in chosen.items():
+        writer.inputs(node, slots)
+    writer.readers()
+    copy.tidy()
+    return Converted(copy, len(chosen), writer.casts, tuple(skips)), writer.made
+
+
+def _choose(
+    model: Model, known: Mapping[str, np.dtype[Any]], unfit: Mapping[str, str]
+) -> tuple[dict[Node, Slots], list[Skip]]:
+    """The nodes that become float16, and why others do not; ``unfit`` tensors, by name, with the reason."""
+    chosen: dict[Node, Slots] = {}
+    skips = []
+    for node in model.graph.nodes:
+        slots = half.slots(node, model.opset, known)
+        why = slots.why or _forbidden(node, slots, unfit)
+        if why:
+            skips.append(Skip(label(node), why))
+        elif slots.inputs or slots.outputs:
+            chosen[node] = slots
+    while alone := [n for n, s in chosen.items() if _is_alone(n, s, chosen)]:
+        for node in alone:
+            del chosen[node]
+    return chosen, skips
+
+
+def _forbidden(node: Node, slots: Slots, unfit: Mapping[str, str]) -> str:
+    tensors = [node.inputs[i] for i in slots.inputs] + [node.outputs[i] for i in slots.outputs]
+    found = next((t.name for t in tensors if t.name in unfit), "")
+    if found:
+        return f"'{found}' {unfit[found]}"
+    constants = [(i, node.inputs[i]) for i in slots.inputs if is_constant(node.inputs[i])]
+    return next((why for i, c in constants if (why := half.constant_fault(node, i, c))), "")
+
+
+def _is_alone(node: Node, slots: Slots, chosen: Mapping[Node, Slots]) -> bool:
+    """Would every tensor that it reads and makes need a Cast, and is there no weight to gain by?"""
+    read = [node.inputs[i] for i in slots.inputs]
+    if any(is_constant(t) and t.nbytes >= _SMALLEST for t in read):
+        return False
+    if any(p in chosen for t in read for p in t.inputs):
+        return False
+    made = [node.outputs[i] for i in slots.outputs]
+    return not any(n in chosen for t in made for n in t.outputs)
+
+
+class _Writer:
+    """Gives chosen nodes float16 tensors; ``made`` maps their names to those that the float32 tensors had."""
+
+    def __init__(self, model: Model, known: Mapping[str, np.dtype[Any]]) -> None:
+        self._model, self._known = model, known
+        self._halves: dict[int, Tensor] = {}  # by the float32 tensor
+        self._results = {id(t) for graph in model.graphs() for t in graph.outputs}
+        self._own: list[tuple[Tensor, Tensor]] = []  # float32 tensors that nodes now make as float16
+        self.made: dict[str, str] = {}
+        self.casts = 0
+
+    def outputs(self, node: Node, slots: Slots) -> None:
+        if node.op == "Cast":
+            node.attrs["to"] = int(onnx.TensorProto.FLOAT16)
+        for i in slots.outputs:
+            old = node.outputs[i]
+            new = Variable(self._model.fresh_name(f"{old.name}.half"), HALF, old.shape)
+            node.outputs[i] = new
+            self._halves[id(old)] = new
+            self._own.append((old, new))
+            self.made[new.name] = old.name
+
+    def inputs(self, node: Node, slots: Slots) -> None:
+        for i in slots.inputs:
+            node.inputs[i] = self._half(node.inputs[i])
+
+    def readers(self) -> None:
+        """Give float32 back to whoever still reads it; a Cast takes float16 as well."""
+        for old, new in self._own:
+            _relink([n for n in old.outputs if n.op == "Cast" and n.is_standard], old, new)
+            if id(old) in self._results or old.outputs:
+                _cast(self._model, new, "", FLOAT, old)
+                self.casts += 1
+
+    def _half(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._halves:
+            name = f"{tensor.name}.half"
+            if is_constant(tensor):
+                self._halves[id(tensor)] = self._model.constant(name, half.rounded(tensor.values))
+            else:
+                self._halves[id(tensor)] = _cast(self._model, tensor, name, HALF)
+                self.casts += 1
+        return self._halves[id(tensor)]
+
+
+def _cast(model: Model, source: Tensor, name: str, dtype: np.dtype[Any], made: Tensor | None = None) -> Tensor:
+    made = Variable(model.fresh_name(name), dtype, source.shape) if made is None else made
+    to = int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    model.graph.nodes.append(Node("Cast", model.fresh_name(f"{made.name}.cast"), [source], [made], {"to": to}))
+    return made
+
+
+def _relink(nodes: list[Node], old: Tensor, new: Tensor) -> None:
+    for node in nodes:
+        for i, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[i] = new
+
+
+def _floats(model: Model, known: Mapping[str, np.dtype[Any]]) -> list[Tensor]:
+    """The float32 tensors of the main graph that are not constant."""
+    tensors = {t.name: t for n in model.graph.nodes for t in (*n.inputs, *n.outputs) if half.is_float(t, known)}
+    own = {t.name for t in (*model.graph.inputs, *(t for n in model.graph.nodes for t in n.outputs))}
+    return [t for name, t in tensors.items() if name in own and name not in model.graph.defaults]
+
+
+def _lost(
+    model: Model, made: Mapping[str, str], numbers: Mapping[str, half.Numbers], context: Context, samples: int
+) -> list[str]:
+    """What the tensors were called that are no longer finite."""
+    if not made:
+        return []
+    session = Session(rounding(model), outputs=list(made), threads=context.threads, optimize=False)
+    found: set[str] = set()
+    for feed in context.dataset.batches(modest_batch(context, context.shapes(model)), stop=samples):
+        found |= {made[name] for name, value in session.run(feed).items() if not np.isfinite(value).all()}
+    return sorted(name for name in found if numbers[name].finite)
+
+
+def rounding(model: Model) -> Model:
+    """A copy that rounds every float16 tensor to float16, run without optimization.
+
+    ONNX Runtime otherwise computes chains of nodes for which it has no float16 kernel in float32, and rounds once.
+    """
+    copy = model.clone()
+    for node in list(copy.graph.nodes):
+        for i, tensor in enumerate(node.outputs):
+            if tensor.dtype == HALF and not tensor.is_empty():
+                exact = Variable(copy.fresh_name(f"{tensor.name}.exact"), HALF, tensor.shape)
+                node.outputs[i] = exact
+                name = copy.fresh_name(f"{exact.name}.rounded")
+                copy.graph.nodes.append(Node("Identity", name, [exact], [tensor]))
+    copy.tidy()
+    return copy

@@ -1,0 +1,116 @@
+"""Half the bytes: float16 for the whole computation, or for the weights in the file alone.
+
+    weights=true   a Cast behind each weight makes float32 of it when the model loads: a smaller file, the same speed
+    weights=false  nodes compute in float16, between Casts behind the inputs and before the outputs
+
+A processor without float16 arithmetic computes in float32 all the same and converts before and after each node: there
+the whole computation is left as it is, unless it is asked for by anyway=true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxopt.core.context import Context
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.quality import Comparison, Quality
+from onnxopt.errors import ModelError
+from onnxopt.graph.model import Model
+from onnxopt.quantization.half import INTEGERS
+from onnxopt.quantization.half_graph import convert, rounding, store_weights
+from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import NATIVE, Target
+from onnxopt.runtime.timing import Timing, interleave
+
+_OLDEST_OPSET = 7
+_JUDGED = 32
+_TIMING_S = 1.0
+# What is as quick computes in float32 after all: the weights alone in float16 then keep the answers nearer.
+_QUICKER = 1.03
+_POOR_DB = 40.0
+_ANYWAY = "anyway=true does it all the same, as for a GPU; weights=true halves the file"
+_LOADED = "a runtime makes float32 of the weights when it loads: a smaller file, the same memory and time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp16(Pass):
+    """float16: half the bytes; quicker where the processor computes in it. Inputs and outputs keep their types."""
+
+    name: ClassVar[str] = "fp16"
+    after: ClassVar[tuple[str, ...]] = (
+        "inline-functions", "freeze-defaults", "fold-constants", "clean", "fold-bn", "conv-shortcut", "prune", "svd",
+        "sparsify", "quant", "quant-dynamic", "quant-weights", "cluster",
+    )  # fmt: skip
+    prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-constants", "fold-bn")
+
+    weights: bool = option(False, "store weights alone in float16, and compute in float32 as before")
+    anyway: bool = option(False, "compute in float16 even where the target is no quicker in it, as for a GPU")
+    samples: int = option(256, "how many samples to look for overflow and lost values with, at most")
+
+    def __post_init__(self) -> None:
+        if self.weights and self.anyway:
+            raise ValueError("with weights=true nothing is computed in float16; leave anyway out")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        if why := "" if self.weights else _refusal(model, context.target, self.anyway):
+            return PassResult(0, (Skip("model", why),))
+        candidate = model.clone()
+        try:
+            candidate.upgrade(_OLDEST_OPSET)
+        except ModelError as error:
+            return PassResult(0, (Skip("model", str(error)),))
+        nodes, skips, figures = 0, [], dict[str, Figure]()
+        if not self.weights:
+            found = convert(candidate, context, self.samples)
+            candidate, nodes, skips = found.model, found.nodes, list(found.skips)
+            figures = {"nodes": found.nodes, "casts": found.casts}
+        count, left = store_weights(candidate)
+        skips += [s for s in left if s not in skips]
+        if not nodes + count:
+            return PassResult(0, tuple(skips))
+        if nodes and not self.anyway and context.target is NATIVE:
+            timing = _speed(model, candidate, context)
+            figures["speed"] = [round(t, 3) for t in (timing.speedup, timing.speedup_low, timing.speedup_high)]
+            if timing.speedup < _QUICKER:
+                why = f"float16 is not quicker here, {timing.speedup:.2f} times as quick; {_ANYWAY}"
+                return PassResult(0, (Skip("model", why),), figures)
+        quality = _quality(model, candidate, context)
+        notes = [] if nodes else [_LOADED]
+        if quality.sqnr_db < _POOR_DB:
+            notes.append(f"the answers keep {quality.sqnr_db:.1f} dB: the model makes much of small differences")
+        figures |= {
+            "weights": count,
+            "weight_bytes": [model.constant_bytes(), candidate.constant_bytes()],
+            "sqnr_db": round(quality.sqnr_db, 2),
+            "notes": notes,
+        }
+        model.adopt(candidate)
+        return PassResult(nodes + count, tuple(skips), figures)
+
+
+def _refusal(model: Model, target: Target, anyway: bool) -> str:
+    """Why a model is not to compute in float16 on a target, as far as it is known without trying."""
+    if found := next((n for n in model.nodes() if n.op in INTEGERS), None):
+        return f"it holds integers ('{label(found)}'), which a runtime no longer runs as such between float16 nodes"
+    if anyway or target.float16 or target is NATIVE:
+        return ""
+    return f"{target.name} has no float16 arithmetic: it would convert before and after each node; {_ANYWAY}"
+
+
+def _speed(model: Model, candidate: Model, context: Context) -> Timing:
+    feed = next(iter(context.dataset.batches(context.latency_batch, stop=context.latency_batch)))
+    before, after = (Session(m, threads=context.threads) for m in (model, candidate))
+    return interleave(before, after, feed, budget_s=_TIMING_S)
+
+
+def _quality(model: Model, candidate: Model, context: Context) -> Quality:
+    """How near the answers are where every float16 tensor is rounded, as on a processor that computes in it."""
+    before = Session(model, threads=context.threads)
+    after = Session(rounding(candidate), threads=context.threads, optimize=False)
+    comparison = Comparison(None)
+    for feed in context.dataset.batches(min(context.batch, _JUDGED), stop=_JUDGED):
+        comparison.add(feed, before.run(feed), after.run(feed))
+    return comparison.result(min(_JUDGED, context.dataset.count))
