@@ -40,6 +40,7 @@ def list_(report: Path | None) -> None:
     from onnxopt.report.files import write_text
     from onnxopt.report.tables import table
     from onnxopt.targets.overview import groups, overview
+    from onnxopt.targets.spec import PROVIDERS
 
     check_places([], report=report)
     lines = overview()
@@ -54,4 +55,6 @@ def list_(report: Path | None) -> None:
     if missing:
         out.print(table("Not available here", ("target", "why ", "what to do "), missing))
     out.print(table("Groups", ("group", "stands for "), [(name, ", ".join(of)) for name, of in groups().items()]))
+    providers = ", ".join(f"+{name}" for name in sorted(PROVIDERS))
+    out.print(f"Another execution provider, if the installed ONNX Runtime has it: native with {providers}")
     out.print("A real device: ssh://user@host:port?python=python3&threads=4", markup=False)

@@ -6,7 +6,7 @@ site/        ONNX Runtime and numpy for ARM
 licenses/    of the Debian packages; those of the Python packages lie beside them in site
 lock.json    the Debian packages that it was made of
 environment.json
-    qemu, qemu_x86   emulators of ARM and x86, absolute or relative to the folder; null where there is none
+    qemu             the emulator of ARM, absolute or relative to the folder
     qemu_version     of qemu
     python           the interpreter's path in sysroot
     onnxruntime, numpy   versions in site
@@ -59,11 +59,10 @@ def current() -> str | None:
     if there is None or there.onnxruntime != session.__version__:
         return None
     try:
-        return (
-            _line(there.onnxruntime, there.qemu_version) if _version(Path(there.qemu)) == there.qemu_version else None
-        )
+        same = _version(Path(there.qemu)) == there.qemu_version
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+    return _line(there.onnxruntime, there.qemu_version) if same else None
 
 
 def plan(source: Source) -> list[str]:
@@ -132,7 +131,6 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
     (new / "lock.json").write_text(dump(lock), encoding="utf-8")
     made = {
         "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
-        "qemu_x86": "bin/qemu-x86_64" if emulator is None else shutil.which("qemu-x86_64"),
         "qemu_version": _version(emulator or new / "bin/qemu-aarch64"),
         "python": PYTHON,
         "onnxruntime": versions["onnxruntime"],

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +28,13 @@ def _packages() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How the runner is started: ``command`` before its path, where it finds packages, and more of an environment.
+    """How the runner is started: ``command`` before its path, and where it finds packages.
 
     ``where`` names the place in errors: "in a process of its own", "on arm64-cortex-a53".
     """
 
     command: tuple[str, ...] = field(default_factory=lambda: (sys.executable, "-I"))
     packages: tuple[str, ...] = field(default_factory=_packages)
-    environment: Mapping[str, str] = field(default_factory=dict)
     where: str = "in a process of its own"
 
 
@@ -69,7 +68,7 @@ def _process(
     command: Sequence[str], folder: str, launch: Launch, timeout_s: float
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command; it is killed when its time is over."""
-    environment = {k: os.environ[k] for k in _KEPT if k in os.environ} | _SET | dict(launch.environment)
+    environment = {k: os.environ[k] for k in _KEPT if k in os.environ} | _SET
     try:
         return subprocess.run(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s

@@ -19,6 +19,7 @@ def test_every_target_is_listed_with_its_aliases_and_groups(run) -> None:
     assert set(rows) >= {target.name for target in GROUPS["all"]} | set(GROUPS)
     assert all(alias in done.out for alias in ALIASES)
     assert re.search(r"native +this machine +natively", done.out)
+    assert "Runtime has it: native with +acl, +armnn, " in done.out
     assert "A real device: ssh://user@host:port?python=python3&threads=4" in done.out
 
 
