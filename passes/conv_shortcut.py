@@ -47,7 +47,7 @@ class ConvShortcut(RewritePass[Match]):
 
     name: ClassVar[str] = "conv-shortcut"
     exact: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "clean")
+    after: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "clean", "fold-bn")
 
     def match(self, node: Node, scope: Scope) -> Match | Skip | None:
         slice_ = scope.producer(node.inputs[0]) if node.op == "Pad" and node.is_standard else None

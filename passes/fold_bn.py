@@ -55,7 +55,7 @@ class FoldBatchNorm(RewritePass[Match]):
 
     name: ClassVar[str] = "fold-bn"
     exact: ClassVar[bool] = True
-    after: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "clean")
+    after: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "clean", "prune")
     prepare: ClassVar[tuple[str, ...]] = ("fold-constants",)
 
     def match(self, node: Node, scope: Scope) -> Match | Skip | None:

@@ -28,7 +28,7 @@ class QuantDynamic(Pass):
     """8-bit weights, and activations quantized as they come: for MatMul, Gemm, LSTM and embeddings."""
 
     name: ClassVar[str] = "quant-dynamic"
-    after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd", "sparsify")
+    after: ClassVar[tuple[str, ...]] = ("fold-bn", "fold-constants", "clean", "prune", "svd", "sparsify", "quant")
     prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "freeze-defaults", "fold-constants", "fold-bn", "clean")
 
     embeddings: bool = option(True, "keep tables that rows are looked up in as integers, with a scale per row")

@@ -183,12 +183,33 @@ def _all_preparation(needed: Sequence[str]) -> list[str]:
 
 def _sorted(passes: Sequence[Pass]) -> list[Pass]:
     """Stable: of the passes whose predecessors are done, the one that stands first comes next."""
-    left, done = list(passes), []
+    left, done, earlier = list(passes), [], _predecessors(passes)
     while left:
         names = {p.name for p in left}
-        step = next((p for p in left if not names.intersection({*p.after, *p.needs()} - {p.name})), None)
+        step = next((p for p in left if not names & earlier[p.name]), None)
         if step is None:
             raise SpecError(f"the passes {', '.join(sorted(names))} each ask to run after another; use --keep-order")
         left.remove(step)
         done.append(step)
     return done
+
+
+def _predecessors(passes: Sequence[Pass]) -> dict[str, set[str]]:
+    """The passes that come before each, by name, those included that come before these: also where the ones between
+    are not in the run. What one of them needs comes before it, whatever that declares in ``after``."""
+    kinds = {**spec.known_passes(), **{p.name: type(p) for p in passes}}
+    own = {p.name: p.needs() for p in passes}
+    needs = {name: set(_all_preparation(own.get(name, kind.prepare))) for name, kind in kinds.items()}
+    direct = {
+        name: needs[name] | {n for n in kind.after if name not in needs.get(n, ())} for name, kind in kinds.items()
+    }
+    found = {}
+    for name in own:
+        seen: set[str] = set()
+        stack = [name]
+        while stack:
+            new = direct.get(stack.pop(), set()) - seen
+            seen |= new
+            stack += new
+        found[name] = seen - {name}
+    return found
