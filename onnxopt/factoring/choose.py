@@ -64,7 +64,7 @@ def thinned(choices: Sequence[Choice], whole: int) -> list[Choice]:
     """The best of each size, some sizes only, the largest first: each loses more than the one before."""
     found: list[Choice] = []
     for level in np.linspace(1, 0, _LEVELS, endpoint=False):
-        fit = [c for c in choices if c.parameters <= level * whole]
+        fit = [c for c in choices if c.parameters <= level * whole * (1 + 1e-12)]
         best = min(fit, key=lambda c: (c.loss, c.parameters), default=None)
         if best is not None and (not found or best.parameters < found[-1].parameters):
             found.append(best)

@@ -23,8 +23,8 @@ def rank(singular_values: npt.NDArray[Any], rows: int, columns: int) -> int:
     """
     short, long = min(rows, columns), max(rows, columns)
     power = np.square(np.asarray(singular_values, np.float64))[:short]
-    present = int((power > power[:1].clip(np.finfo(np.float64).tiny) * 1e-12).sum()) if power.size else 0
-    if present < short:
+    present = int((power > power[:1].clip(np.finfo(np.float64).tiny) * 1e-12).sum())
+    if present < short or not short:
         return present
     shape = short / long
     tau = 2.5129 * np.sqrt(shape)  # the root of an equation without closed form, as the paper approximates it

@@ -1,10 +1,13 @@
 """Low rank against numpy's own decomposition."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxopt.numerics import low_rank
 from onnxopt.numerics.low_rank import factorize, rank_for_energy, rank_for_ratio, singular_values
 
 
@@ -66,3 +69,29 @@ def test_rank_for_energy_of_nothing() -> None:
     assert rank_for_energy(np.zeros(3), 0.9) == 1
     assert rank_for_energy(np.zeros(0), 0.9) == 1
     assert rank_for_energy([2.0, 0.0, 0.0], 1.0) == 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(rank=st.integers(1, 20), seed=st.integers(0, 99), tall=st.booleans(), aware=st.booleans())
+def test_random_starts_find_what_lapack_finds(rank: int, seed: int, tall: bool, aware: bool) -> None:
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=(120, 90) if tall else (90, 120)) @ np.diag(np.geomspace(1, 0.01, 90 if tall else 120))
+    x = rng.normal(size=(300, w.shape[1]))
+    s = x.T @ x / len(x) if aware else None
+
+    def lost() -> float:
+        left, right = factorize(w, rank, s)
+        d = w - left @ right
+        return float(np.vdot(d, d if s is None else d @ s))
+
+    best = lost()
+    with patch.object(low_rank, "_LARGE", 1):
+        assert best * (1 - 1e-9) <= lost() <= best * 1.01
+
+
+def test_a_moment_that_rounding_made_indefinite_does_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 40)) * 1e3
+    w = rng.normal(size=(60, 40))
+    left, right = factorize(w, 5, x.T @ x - 1e-3 * np.eye(40))
+    assert np.abs(x @ (w - left @ right).T).max() < 1e-3 * np.abs(x @ w.T).max()
