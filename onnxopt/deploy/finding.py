@@ -19,6 +19,7 @@ class Finding:
 
     ``why`` says what holds, what is wrong, or why it was not run. ``measured`` and ``limit``: the figure and what it
     was held against, where there are any. ``places`` are names of nodes, tensors or files; ``remedy``: what to do.
+    ``because``: of what was not run, the check that this one builds on and that tells what is wrong.
     """
 
     check: str
@@ -28,6 +29,7 @@ class Finding:
     limit: Value = None
     places: tuple[str, ...] = ()
     remedy: str = ""
+    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class ModelFile:
 @dataclass(frozen=True)
 class CheckReport:
     """All findings about one model. ``policy`` is what was demanded, as plain values; ``left_out`` are checks that were
-    not wanted. The verdict is ``failed`` when a finding is, or, where the policy says so, when one was not run."""
+    not wanted. The verdict is ``failed`` when a finding is, when none passed, or, where the policy says so, when one
+    was not run."""
 
     model: ModelFile
     verdict: CheckVerdict

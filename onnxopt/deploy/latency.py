@@ -15,7 +15,7 @@ from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.timing import interleave
 from onnxopt.targets.find import find_way
-from onnxopt.targets.spec import parse_targets
+from onnxopt.targets.spec import Wanted, parse_targets
 from onnxopt.targets.way import Unavailable
 
 _NAME = "latency"
@@ -30,22 +30,29 @@ _NOTICED_MS = 0.01
 def check_latency(subject: Subject, policy: Policy) -> list[Finding]:
     """The median of runs of the first sample in a process of its own, and the speed beside the reference's.
 
-    Raises SpecError for a target that is not one, ExecutionError and TargetError where it fails there.
+    Raises SpecError for what is not one target, ExecutionError and TargetError where it fails there.
     """
     if subject.trial.answer is None:
         return subject.trial.instead(_NAME)
     return [_median(subject, policy), *_beside(subject, policy)]
 
 
-def _median(subject: Subject, policy: Policy) -> Finding:
-    wanted, most = parse_targets(policy.latency.target), policy.latency.max_ms
+def timed_on(policy: Policy) -> Wanted:
+    """The target that it is timed on. Raises SpecError if that is none, or several."""
+    name = policy.latency.target
+    wanted = parse_targets(name)
     if len(wanted) != 1:
-        raise SpecError(f"[latency] target: '{policy.latency.target}' is more than one target")
-    way = find_way(wanted[0])
+        raise SpecError(f"[latency] target: '{name}' is more than one target")
+    return wanted[0]
+
+
+def _median(subject: Subject, policy: Policy) -> Finding:
+    wanted, most = timed_on(policy), policy.latency.max_ms
+    way = find_way(wanted)
     if isinstance(way, Unavailable):
-        return Finding(_NAME, "not run", f"{wanted[0].name} is not available: {way}", limit=most)
+        return Finding(_NAME, "not run", f"{wanted.name} is not available: {way}", limit=most)
     if not way.timed:
-        return Finding(_NAME, "not run", f"a clock says nothing of {wanted[0].name} when it is {way.how}", limit=most)
+        return Finding(_NAME, "not run", f"a clock says nothing of {wanted.name} when it is {way.how}", limit=most)
     once = max(subject.trial.ran().runs[0].run_s[-1], 1e-6)
     runs = int(np.clip(_BUDGET_S / once, _LEAST_RUNS, _MOST_RUNS))
     job = Job(
@@ -58,7 +65,7 @@ def _median(subject: Subject, policy: Policy) -> Finding:
     )
     median = float(np.median(way.run(job).runs[0].run_s[_WARM_UP:])) * 1000
     threads = f"{policy.latency.threads} thread{'s' * (policy.latency.threads != 1)}"
-    took = f"one sample takes {words.milliseconds(median)} with {threads} on {wanted[0].name}"
+    took = f"one sample takes {words.milliseconds(median)} with {threads} on {wanted.name}"
     if most is None:
         return Finding(_NAME, "not run", f"{took}; no limit is given", median, remedy="give [latency] max-ms")
     why = f"{took}, {most:g} ms allowed"

@@ -65,10 +65,11 @@ def _load(subject: Subject, provider: str) -> None:
 
 def _refused(subject: Subject, provider: str, why: str) -> Finding:
     if not readable(subject.proto):
-        return Finding(_NAME, "not run", f"ONNX Runtime {session.__version__} does not read it: see 'opset'")
+        why = f"ONNX Runtime {session.__version__} does not read it: see 'opset'"
+        return Finding(_NAME, "not run", why, because="opset")
     fault = fault_of(why)
     if fault in ("memory", "latency"):
-        return Finding(_NAME, "not run", f"the model cannot be loaded: see '{fault}'")
+        return Finding(_NAME, "not run", f"the model cannot be loaded: see '{fault}'", because=fault)
     why = f"{provider} cannot run the model alone: {why}"
     return Finding(_NAME, "failed", why, places=_places(subject, why), remedy=_remedy(provider))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from onnxopt.deploy.accuracy import check_accuracy
@@ -13,8 +13,8 @@ from onnxopt.deploy.audit import check_audit
 from onnxopt.deploy.determinism import check_determinism
 from onnxopt.deploy.edges import check_edges
 from onnxopt.deploy.external_data import check_external_data
-from onnxopt.deploy.finding import CheckReport, Finding, ModelFile
-from onnxopt.deploy.latency import check_latency
+from onnxopt.deploy.finding import CheckReport, CheckVerdict, Finding, ModelFile
+from onnxopt.deploy.latency import check_latency, timed_on
 from onnxopt.deploy.memory import check_memory
 from onnxopt.deploy.operators import check_operators
 from onnxopt.deploy.opset import check_opset
@@ -25,7 +25,7 @@ from onnxopt.deploy.size import check_size
 from onnxopt.deploy.structure import check_structure
 from onnxopt.deploy.subject import Subject
 from onnxopt.deploy.targets import check_targets
-from onnxopt.errors import ModelError, OnnxOptError
+from onnxopt.errors import ModelError, OnnxOptError, SpecError
 from onnxopt.graph import io
 from onnxopt.report.json import plain
 from onnxopt.runtime.machine import machine, versions
@@ -79,12 +79,12 @@ def check(subject: Subject, policy: Policy) -> CheckReport:
     findings: list[Finding] = []
     for one in subject.track(wanted, "checks"):
         findings += _findings(one, subject, policy, findings)
-    bad = {"failed", "not run"} if policy.checks.not_run == "fail" else {"failed"}
+    findings = _accounted(findings, subject, policy)
     return CheckReport(
         model=_file(subject),
-        verdict="failed" if any(f.status in bad for f in findings) else "passed",
+        verdict=_verdict(findings, policy),
         findings=tuple(findings),
-        left_out=tuple(c.name for c in CHECKS if c not in wanted),
+        left_out=tuple(c.name for c in CHECKS if all(f.check != c.name for f in findings)),
         policy=plain(policy),
         versions=versions(),
         machine=machine(),
@@ -97,13 +97,15 @@ def _can_start(subject: Subject, policy: Policy) -> None:
     for path in (subject.path, policy.accuracy.reference, policy.provenance.accepted):
         if path is not None and not path.is_file():
             raise ModelError(f"{path} is {'a folder: name a file in it' if path.is_dir() else 'no file that is there'}")
+    if not any(policy.wanted(c.name) for c in CHECKS):
+        raise SpecError("no check is left: what 'only' names, 'skip' leaves out")
     if policy.opset.ort is not None:
         parse_version(policy.opset.ort)
     if policy.saturation.target is not None:
         find_target(policy.saturation.target)
-    for targets in (policy.targets.run, policy.latency.target):
-        if targets is not None:
-            parse_targets(targets)
+    timed_on(policy)
+    if policy.targets.run is not None:
+        parse_targets(policy.targets.run)
     if policy.targets.require is not None:
         require(parse_targets(policy.targets.require))
     if subject.data is not None:
@@ -116,11 +118,29 @@ def _findings(one: Check, subject: Subject, policy: Policy, before: list[Finding
     if one.whole:
         broken = next((f for f in before if f.check in ("structure", "external-data") and f.status == "failed"), None)
         if broken is not None:
-            return [Finding(one.name, "not run", f"{broken.check} failed, which it builds on")]
+            return [Finding(one.name, "not run", f"{broken.check} failed, which it builds on", because=broken.check)]
     try:
         return one.run(subject, policy)
     except OnnxOptError as error:
         return [Finding(one.name, "failed", " ".join(str(error).split()))]
+
+
+def _accounted(findings: list[Finding], subject: Subject, policy: Policy) -> list[Finding]:
+    """With those of checks that nobody wanted, but that others point to: a model that does not run fails, whatever was
+    chosen. What points to a check that has nothing against the model fails itself."""
+    found = list(findings)
+    for f in found:  # grows
+        if f.because and all(other.check != f.because for other in found):
+            one = next(c for c in CHECKS if c.name == f.because)
+            found += _findings(one, subject, policy, found)
+    told = {f.check for f in found if f.status == "failed" or f.because}
+    return [replace(f, status="failed") if f.because and f.because not in told else f for f in found]
+
+
+def _verdict(findings: list[Finding], policy: Policy) -> CheckVerdict:
+    bad = {"failed", "not run"} if policy.checks.not_run == "fail" else {"failed"}
+    checked = any(f.status == "passed" for f in findings)
+    return "passed" if checked and not any(f.status in bad for f in findings) else "failed"
 
 
 def _file(subject: Subject) -> ModelFile:

@@ -31,7 +31,8 @@ def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
     try:
         model = subject.model
     except ExternalDataError:
-        return [Finding(_NAME, "not run", "its weights cannot be read: see 'external-data'")]
+        why = "its weights cannot be read: see 'external-data'"
+        return [Finding(_NAME, "not run", why, because="external-data")]
     if proto.ir_version > onnx.IR_VERSION:
         why = f"the installed onnx {onnx.__version__} knows no IR version {proto.ir_version}"
         return [Finding(_NAME, "not run", why, proto.ir_version, onnx.IR_VERSION, remedy="install a newer onnx")]

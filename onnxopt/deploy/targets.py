@@ -30,7 +30,8 @@ def check_targets(subject: Subject, policy: Policy) -> list[Finding]:
         return subject.trial.instead(_NAME)
     reference = None if subject.dataset.synthetic else policy.accuracy.reference
     if reference is not None and any(f.status == "failed" for f in check_accuracy(subject, policy)):
-        return [Finding(_NAME, "not run", "its answers are not good enough on this machine: see 'accuracy'")]
+        why = "its answers are not good enough on this machine: see 'accuracy'"
+        return [Finding(_NAME, "not run", why, because="accuracy")]
     gates = Gates(
         max_drop=policy.accuracy.max_drop if reference else None,
         min_agreement=policy.accuracy.min_agreement if reference else None,

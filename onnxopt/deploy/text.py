@@ -27,7 +27,8 @@ def render(report: CheckReport, *, verbose: bool = False) -> RenderableType:
 def summary(report: CheckReport) -> str:
     """The verdict in a line."""
     counts = ", ".join(f"{report.count(s)} {s}" for s in ("passed", "failed", "not run") if report.count(s))
-    return f"{report.verdict}: {report.model.path} ({counts or 'nothing was checked'})"
+    nothing = "" if report.count("passed") or report.count("failed") else "; nothing was checked"
+    return f"{report.verdict}: {report.model.path} ({counts}{nothing})"
 
 
 def _why(f: Finding, verbose: bool) -> str:

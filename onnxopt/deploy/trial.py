@@ -62,7 +62,7 @@ class Trial:
             return [Finding(check, "not run", f"the model cannot be tried: {self.why}")]
         if self.fault == check:
             return [Finding(check, "failed", self.why, remedy=_REMEDIES[self.fault])]
-        return [Finding(check, "not run", f"the model does not run: see '{self.fault}'")]
+        return [Finding(check, "not run", f"the model does not run: see '{self.fault}'", because=self.fault)]
 
 
 _REMEDIES: dict[Fault, str] = {

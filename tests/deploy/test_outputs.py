@@ -60,7 +60,7 @@ def test_text() -> None:
     assert "[conv1, conv2, conv3, conv4]" in text(ALL, verbose=True)
     assert "left out: targets" in shown
     assert "failed: models/m.onnx (1 passed, 2 failed, 1 not run)" in shown
-    assert "passed: models/m.onnx (nothing was checked)" in text(report())
+    assert "passed: models/m.onnx (1 not run; nothing was checked)" in text(report(UNKNOWN))
 
 
 def test_junit() -> None:
@@ -158,6 +158,7 @@ def test_json(tmp_path: Path) -> None:
         "limit": 1_000_000,
         "places": ["conv1", "conv2", "conv3", "conv4"],
         "remedy": "cut it",
+        "because": "",
     }
 
 
