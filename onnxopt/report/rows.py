@@ -157,8 +157,10 @@ def _some(share: float | None) -> str:
 
 def verdict(report: Report) -> str:
     """One line: what became of it, and why."""
-    failed = ", ".join(g.name for g in report.gates if g.holds is False)
-    saved = f"saved as {report.output.path}" if report.output is not None and report.passes else "every gate holds"
+    failed, unjudged = (", ".join(g.name for g in report.gates if g.holds is holds) for holds in (False, None))
+    saved = f"every gate that was judged holds; not judged: {unjudged}" if unjudged else "every gate holds"
+    if report.output is not None and report.passes:
+        saved = f"saved as {report.output.path}"
     if report.output is not None and report.passes and not any(step.changed for step in report.passes):
         saved += ", which is the original: no pass changed anything"
     return {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from onnxopt.report.json import from_json, to_json
 from onnxopt.report.report import Cause, GateResult, Latency, Remedy, Report, TargetResult, Validation
-from onnxopt.report.rows import TARGETS, target_notes, targets
+from onnxopt.report.rows import TARGETS, target_notes, targets, verdict
 from onnxopt.report.text import render
 
 TIME = Latency(1.0, 0.9, 1.1)
@@ -98,6 +99,12 @@ def test_a_target_is_a_line(width: int) -> None:
         (line,) = [found for found in lines if found.strip().startswith(f"{result.target} ")]
         assert line.split()[-1] == result.status.split()[-1]
     assert "rejected: targets fails" in lines[-1]
+
+
+def test_what_was_not_judged_is_not_accepted_in_silence() -> None:
+    away = replace(GATE, measured=None, holds=None, why="not checked")
+    report = replace(REPORT, gates=(away,), verdict="accepted")
+    assert verdict(report) == "accepted: every gate that was judged holds; not judged: targets"
 
 
 def test_there_and_back() -> None:
