@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import external_data_helper, parser
+from onnx import external_data_helper, numpy_helper, parser
 
 from onnxopt.deploy.finding import CheckReport
 from onnxopt.deploy.policy import Policy
@@ -56,8 +56,9 @@ def test_weights_that_are_gone_fail_the_structure(tmp_path: Path) -> None:
     judge(tmp_path, "structure", "y = Add(x, c)")
     path = tmp_path / "m.onnx"
     model = onnx.load(path)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(2, np.float32), "c"))
     external_data_helper.set_external_data(model.graph.initializer[0], "gone.bin")
-    model.graph.initializer[0].ClearField("float_data")
+    model.graph.initializer[0].ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
     report = check(Subject(path), Policy().with_tables({"checks": {"only": ["structure"]}}, tmp_path))
     assert told(report) == [("structure", "not run"), ("external-data", "failed")]
