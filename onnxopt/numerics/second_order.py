@@ -38,22 +38,23 @@ def round_on(weight: Floats, gram: Floats, start: Coded, form: Format) -> Coded:
 
 
 def fit_scales(weight: Floats, gram: Floats, coded: Coded) -> Coded:
-    """The scales of each row with which its integers, as they are, have the least output error; integers stay.
+    """Scales with which the integers, as they are, have a smaller output error; no row gets a larger one.
 
-    A row errs by (w - Q s) H (w - Q s)^T, Q (columns, blocks) the row's integers in the column of their block: linear
-    least squares in s. Scales that would not be positive stay as they were.
+    A row errs by D H D^T with D = weight - integers * scale. One block after the other gets the scale for which that is
+    least, all others as they are. Scales that would not be positive stay as they were.
     """
     blocks = coded.blocks
     steps = coded.steps.astype(np.float64) - blocks.spread(coded.grid.zero)
-    member = np.eye(blocks.count)[blocks.of]
-    wanted = weight @ gram
-    scale = coded.grid.scale.copy()
-    for i, row in enumerate(steps):
-        q = member * row[:, None]
-        square = q.T @ gram @ q
-        square[np.diag_indices_from(square)] += 1e-6 * max(float(np.trace(square)) / len(square), 1e-30)
-        fitted = np.linalg.solve(square, wanted[i] @ q)
-        scale[i] = np.where(fitted > 0, fitted, scale[i])
+    scale = coded.grid.scale.astype(np.float64)
+    slope = (weight - steps * blocks.spread(scale)) @ gram
+    for block in list(range(blocks.count)) * _SWEEPS:
+        inside = np.flatnonzero(blocks.of == block)
+        q = steps[:, inside]
+        power = ((q @ gram[np.ix_(inside, inside)]) * q).sum(axis=1)
+        better = scale[:, block] + (slope[:, inside] * q).sum(axis=1) / np.maximum(power, 1e-30)
+        better = np.where((better > 0) & (power > 0), better, scale[:, block])
+        slope -= ((better - scale[:, block])[:, None] * q) @ gram[inside]
+        scale[:, block] = better
     found = Coded(coded.steps, Grid(scale.astype(np.float32), coded.grid.zero), blocks)
     old, new = (output_error(weight - c.values(), gram) for c in (coded, found))
     kept = np.where((new < old)[:, None], found.grid.scale, coded.grid.scale)
