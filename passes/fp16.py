@@ -18,7 +18,7 @@ from onnxopt.core.quality import Comparison, Quality
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.half import INTEGERS
-from onnxopt.quantization.half_graph import convert, rounding, store_weights
+from onnxopt.quantization.half_graph import convert, draft, rounding, store_weights
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
 from onnxopt.runtime.timing import Timing, interleave
@@ -46,7 +46,7 @@ class Fp16(Pass):
 
     weights: bool = option(False, "store weights alone in float16, and compute in float32 as before")
     anyway: bool = option(False, "compute in float16 even where the target is no quicker in it, as for a GPU")
-    samples: int = option(256, "how many samples to look for overflow and lost values with, at most")
+    samples: int = option(64, "how many samples to look for overflow and lost values with, at most")
 
     def __post_init__(self) -> None:
         if self.weights and self.anyway:
@@ -63,20 +63,19 @@ class Fp16(Pass):
         except ModelError as error:
             return PassResult(0, (Skip("model", str(error)),))
         nodes, skips, figures = 0, [], dict[str, Figure]()
+        timed = not self.weights and not self.anyway and context.target is NATIVE
+        if timed and (why := _slower(model, draft(candidate, context), context, figures)):
+            return PassResult(0, (Skip("model", why),), figures)
         if not self.weights:
             found = convert(candidate, context, self.samples)
             candidate, nodes, skips = found.model, found.nodes, list(found.skips)
-            figures = {"nodes": found.nodes, "casts": found.casts}
+            figures |= {"nodes": found.nodes, "casts": found.casts}
         count, left = store_weights(candidate)
         skips += [s for s in left if s not in skips]
         if not nodes + count:
             return PassResult(0, tuple(skips))
-        if nodes and not self.anyway and context.target is NATIVE:
-            timing = _speed(model, candidate, context)
-            figures["speed"] = [round(t, 3) for t in (timing.speedup, timing.speedup_low, timing.speedup_high)]
-            if timing.speedup < _QUICKER:
-                why = f"float16 is not quicker here, {timing.speedup:.2f} times as quick; {_ANYWAY}"
-                return PassResult(0, (Skip("model", why),), figures)
+        if timed and (why := _slower(model, candidate, context, figures)):
+            return PassResult(0, (Skip("model", why),), figures)
         quality = _quality(model, candidate, context)
         notes = [] if nodes else [_LOADED]
         if quality.sqnr_db < _POOR_DB:
@@ -98,6 +97,17 @@ def _refusal(model: Model, target: Target, anyway: bool) -> str:
     if anyway or target.float16 or target is NATIVE:
         return ""
     return f"{target.name} has no float16 arithmetic: it would convert before and after each node; {_ANYWAY}"
+
+
+def _slower(model: Model, candidate: Model, context: Context, figures: dict[str, Figure]) -> str:
+    """Why a candidate is not worth it here; ``figures`` gains its speed."""
+    timing = _speed(model, candidate, context)
+    figures["speed"] = [round(t, 3) for t in (timing.speedup, timing.speedup_low, timing.speedup_high)]
+    return (
+        ""
+        if timing.speedup >= _QUICKER
+        else f"float16 is not quicker here, {timing.speedup:.2f} times as quick; {_ANYWAY}"
+    )
 
 
 def _speed(model: Model, candidate: Model, context: Context) -> Timing:

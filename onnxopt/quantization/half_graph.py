@@ -75,6 +75,11 @@ def convert(model: Model, context: Context, samples: int) -> Converted:
     return Converted(model, 0, 0, (Skip("model", "NaN or infinity keeps coming up in float16"),))
 
 
+def draft(model: Model, context: Context) -> Model:
+    """The same without a look at the numbers: for its time, not its answers."""
+    return _attempt(model, half.types(model, context), {}, {})[0].model
+
+
 def _attempt(
     model: Model, known: Mapping[str, np.dtype[Any]], numbers: Mapping[str, half.Numbers], kept: Mapping[str, str]
 ) -> tuple[Converted, dict[str, str]]:
