@@ -246,6 +246,7 @@ def _judged(
             native=validation,
             threads=options.threads,
             batch=options.batch,
+            made_for=options.target,
             track=track,
         )
     results = evaluate(gates, validation, *sizes, elsewhere=_elsewhere(options.target))

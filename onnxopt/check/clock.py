@@ -42,10 +42,13 @@ def time_there(paths: tuple[Path, Path], way: Way, feed: Feed, pair_s: float, *,
     return Timing.over(rounds)
 
 
-def too_slow(timing: Timing, wanted: Wanted, gates: Gates, *, quantized: bool) -> tuple[list[str], list[str]]:
+def too_slow(
+    timing: Timing, wanted: Wanted, gates: Gates, *, quantized: bool, made_for: bool
+) -> tuple[list[str], list[str]]:
     """(what fails, what is only said) of a speed there.
 
     A speed above the original's that was asked for is asked of devices; masked processors must only not be slower.
+    Where no integers are faster than float, that is only said, unless the model is ``made_for`` that processor.
     """
     asked = gates.min_speedup
     if wanted.address is None and asked is not None and asked >= MIN_SPEEDUP:
@@ -54,7 +57,8 @@ def too_slow(timing: Timing, wanted: Wanted, gates: Gates, *, quantized: bool) -
         return [], []
     line = f"{timing.speedup:.2f} times as fast as the original"
     if quantized and _without_integer_kernels(wanted.target):
-        return [], [f"{line}: processors without AVX2 have no integer kernels that are faster than float"]
+        line += ": processors without AVX2 have no integer kernels that are faster than float"
+        return ([line], []) if made_for else ([], [line])
     return [line], []
 
 

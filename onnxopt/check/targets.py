@@ -31,7 +31,7 @@ from onnxopt.report.report import TargetResult, Validation
 from onnxopt.runtime.audit import is_quantized
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.session import __version__ as ort_version
-from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512
+from onnxopt.runtime.target import NATIVE, X86_AVX2, X86_AVX512, Target
 from onnxopt.targets.counting import Counter, find_counter
 from onnxopt.targets.emulated import Emulated
 from onnxopt.targets.find import find_way
@@ -80,11 +80,12 @@ def on_targets(
     threads: int = 1,
     batch: int = 1,
     clock: bool = True,
+    made_for: Target = NATIVE,
     track: Track = silent,
 ) -> tuple[TargetResult, ...]:
     """The candidate on each target: it passes where the gates on answers hold, the error does not grow much over that
     of this machine, and, where the clock means something, it is not slower than the original (``clock`` False: not
-    timed at all).
+    timed at all). ``made_for``: the processor where nothing excuses that.
 
     ``native`` is the validation on this machine over all samples: where a target can only afford some of them, what it
     changes in those is added to that. Raises ExecutionError when a model cannot be run here.
@@ -93,7 +94,7 @@ def on_targets(
     if all(isinstance(way, Unavailable) for way in ways):
         return tuple(_unchecked(w, "", str(way)) for w, way in zip(wanted, ways, strict=True))
     bench, counts = _prepare((reference, candidate), dataset, ways, gates, native, threads, batch)
-    bench = replace(bench, clock=clock)
+    bench = replace(bench, clock=clock, made_for=made_for)
     results = []
     for w, way, count in zip(wanted, ways, counts, strict=True):
         for _ in track((w.name,), f"on {w.name}"):
@@ -163,6 +164,7 @@ class _Bench:
     native: Validation | None
     threads: int
     clock: bool = True
+    made_for: Target = NATIVE
 
     def judge(self, wanted: Wanted, way: Way, count: int) -> TargetResult:
         """The candidate on one target, on at least so many samples."""
@@ -252,7 +254,8 @@ class _Bench:
             timing = time_there(self.paths, way, self.first, pair_s, threads=self.threads)
         except (ExecutionError, TargetError) as error:
             return result, [], [f"not timed: {error}"]
-        slow, notes = too_slow(timing, wanted, self.gates, quantized=self.quantized)
+        made_for = wanted.target == self.made_for
+        slow, notes = too_slow(timing, wanted, self.gates, quantized=self.quantized, made_for=made_for)
         result = replace(
             result,
             latency_ms=float(np.median(timing.candidate_ms)),

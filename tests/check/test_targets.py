@@ -285,15 +285,21 @@ def test_what_is_too_slow() -> None:
     half = Timing(np.ones(2), np.ones(2) * 2, 0.5, 0.4, 0.6)
     same = Timing(np.ones(2), np.ones(2), 1.0, 0.98, 1.02)
     fails = ["0.50 times as fast as the original"]
-    assert too_slow(half, masked, Gates(), quantized=True) == (fails, [])
-    assert too_slow(same, masked, Gates(), quantized=True) == ([], [])
-    assert too_slow(same, masked, Gates(min_speedup=1.5), quantized=True) == ([], [])
-    assert too_slow(same, device, Gates(min_speedup=1.5), quantized=True)[0] == ["1.00 times as fast as the original"]
-    assert too_slow(half, masked, Gates(min_speedup=0.3), quantized=True) == ([], [])
-    assert too_slow(half, old, Gates(), quantized=False) == (fails, [])
-    failed, said = too_slow(half, old, Gates(), quantized=True)
-    assert failed == []
-    assert said == [f"{fails[0]}: processors without AVX2 have no integer kernels that are faster than float"]
+    excuse = [f"{fails[0]}: processors without AVX2 have no integer kernels that are faster than float"]
+
+    def slow(
+        timing: Timing, wanted: Wanted, *, asked: float | None = None, quantized: bool = True, made_for: bool = False
+    ) -> tuple[list[str], list[str]]:
+        return too_slow(timing, wanted, Gates(min_speedup=asked), quantized=quantized, made_for=made_for)
+
+    assert slow(half, masked) == (fails, [])
+    assert slow(same, masked) == ([], [])
+    assert slow(same, masked, asked=1.5) == ([], [])
+    assert slow(same, device, asked=1.5)[0] == ["1.00 times as fast as the original"]
+    assert slow(half, masked, asked=0.3) == ([], [])
+    assert slow(half, old, quantized=False) == (fails, [])
+    assert slow(half, old) == ([], excuse)
+    assert slow(half, old, made_for=True) == (excuse, [])
 
 
 def quality(sqnr_db: float, agreement: float | None = None, accuracy: float | None = None) -> Quality:

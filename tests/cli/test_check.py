@@ -91,7 +91,8 @@ def test_several_models(net: Path, run) -> None:
     assert "a report is about one model" in done.err
 
 
-def test_the_report_that_accepted_a_model(net: Path, run) -> None:
+def test_the_report_that_accepted_a_model(net: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.1)
     made, report = net.with_name("made.onnx"), net.with_name("made.json")
     line = ("optimize", net, "--passes", "fold-bn", "--min-speedup", "0", "-o", made, "--report", report, "--quiet")
     assert run(*line).code == 0

@@ -58,11 +58,11 @@ def static(folder: Path, *, reduce_range: bool = False, weights: QuantType = Qua
     return path
 
 
-def checked(path: Path, targets: str | None = "x86-64-avx2" if AVX2 else None) -> CheckReport:
+def checked(path: Path, *only: str) -> CheckReport:
     policy = Policy(
-        checks=Checks(skip=("latency",)),  # another program may disturb it
+        checks=Checks(only=only, skip=("latency",)),  # another program may disturb it
         accuracy=Accuracy(reference=FLOAT),
-        targets=Targets(run=targets or "native"),
+        targets=Targets(run="x86-64-avx2" if AVX2 else "native"),
     )
     return check(Subject(path, data=TESTS, samples=100), policy)
 
@@ -106,9 +106,8 @@ def test_what_quant_makes_for_that_processor_passes(tmp_path: Path) -> None:
         options=RunOptions(target=find_target("x86-64-avx2"), validate=False),
     )
     assert report.verdict == "not validated"
-    found = statuses(checked(path))
-    assert "failed" not in found.values(), found
-    assert found["saturation"] == found["audit"] == found["targets"] == "passed"
+    found = statuses(checked(path, "saturation", "audit", "accuracy", "targets"))
+    assert set(found.values()) == {"passed"}, found
 
 
 def test_dynamic_quantization_is_checked_as_well(tmp_path: Path) -> None:
