@@ -45,6 +45,7 @@ _TIMING_S = 0.6
 _TRIED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "cluster": ({}, {"levels": 256}),
     "quant": ({"effort": "fast", "measure": False},),
+    "quant-weights": ({}, {"bits": 8}),
 }
 # Runs anew for each layer.
 _RESHAPING = ("prune",)

@@ -13,7 +13,6 @@ from onnxopt.core.manager import plan
 
 NAMES = sorted(spec.known_passes())
 LOSSY = ["prune", "svd", "sparsify", "quant", "quant-dynamic", "quant-weights", "cluster", "fp16"]
-LOSSY = [name for name in LOSSY if name in NAMES]
 
 
 def order(*specs: str) -> list[str]:
