@@ -207,7 +207,9 @@ def _lost(
     """What the tensors were called that are no longer finite."""
     if not made:
         return []
-    session = Session(rounding(model), outputs=list(made), threads=context.threads, optimize=False)
+    copy = rounding(model)
+    read = copy.variables()
+    session = Session(copy, outputs=[n for n in made if n in read], threads=context.threads, optimize=False)
     found: set[str] = set()
     for feed in context.dataset.batches(modest_batch(context, context.shapes(model)), stop=samples):
         found |= {made[name] for name, value in session.run(feed).items() if not np.isfinite(value).all()}
@@ -217,15 +219,18 @@ def _lost(
 def rounding(model: Model) -> Model:
     """A copy that rounds every float16 tensor to float16, run without optimization.
 
-    ONNX Runtime otherwise computes chains of nodes for which it has no float16 kernel in float32, and rounds once.
+    ONNX Runtime otherwise computes chains of nodes for which it has no float16 kernel in float32, and rounds once. It
+    has one for Identity, but takes a lone one into such a chain, so that there are two each.
     """
     copy = model.clone()
     for node in list(copy.graph.nodes):
         for i, tensor in enumerate(node.outputs):
             if tensor.dtype == HALF and not tensor.is_empty():
-                exact = Variable(copy.fresh_name(f"{tensor.name}.exact"), HALF, tensor.shape)
+                names = (copy.fresh_name(f"{tensor.name}.{k}") for k in ("exact", "between"))
+                exact, between = (Variable(name, HALF, tensor.shape) for name in names)
                 node.outputs[i] = exact
-                name = copy.fresh_name(f"{exact.name}.rounded")
-                copy.graph.nodes.append(Node("Identity", name, [exact], [tensor]))
+                for source, made in ((exact, between), (between, tensor)):
+                    name = copy.fresh_name(f"{source.name}.identity")
+                    copy.graph.nodes.append(Node("Identity", name, [source], [made]))
     copy.tidy()
     return copy
