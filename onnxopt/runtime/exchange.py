@@ -17,6 +17,8 @@ from onnxopt.runtime import runner
 
 # Idle workers would spin on after a run, and make another session beside this one up to three times slower.
 _SETTINGS = {"session.force_spinning_stop": "1"}
+# Of what another process says: ONNX Runtime puts places in its own source before what is wrong.
+_LONGEST_REASON = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ def answer_of(stdout: bytes, stderr: bytes, code: int, where: str) -> dict[str, 
         reason = said[-1][:200] if said else f"exit code {code}"
         raise ExecutionError(f"the process that ran the model {where} gave no answer: {reason}") from None
     if failed:
-        reason = " ".join(str(answer.get("error", "")).split())[:300]
+        reason = " ".join(str(answer.get("error", "")).split())[:_LONGEST_REASON]
         if answer.get("stage") == "import":
             raise TargetError(
                 f"Python {where} lacks what the runner needs: {reason}; run 'pip install onnxruntime numpy' there"

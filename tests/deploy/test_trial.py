@@ -115,3 +115,9 @@ def test_memory_is_told_and_held_against_a_limit(tmp_path: Path) -> None:
     (failed,) = check_memory(it, Policy(memory=Memory(max=1000)))
     assert failed.status == "failed"
     assert "1.00 kB allowed" in failed.why
+
+
+def test_the_reason_is_told_to_its_end(tmp_path: Path) -> None:
+    why = subject(tmp_path, "y = Reshape(x, odd)", "<int64[1] odd = {3}>").trial.why
+    assert "requested shape:{3}" in why
+    assert "onnxruntime_src" not in why
