@@ -70,18 +70,22 @@ def repair(
     samples: int,
     changed: Collection[str] = (),
     carried: dict[int, Floats] | None = None,
+    *,
+    spread: bool = True,
 ) -> list[Repaired]:
     """Solve the places that lie behind what was cut, on at most so many samples.
 
     ``changed`` are names of tensors that are others than they were for another reason. ``carried`` keeps, from one
     repair to the next, what was added behind each MatMul (its ``id``), by output of the original. The model is
-    changed, the original is not.
+    changed, the original is not. With ``spread``, what single layers make varies as much as it did.
     """
     model.tidy()
     added = {} if carried is None else carried
     shapes = context.shapes(original)
     seen = observed(model, original, _behind(model, places, changed), context, samples, "repair")
-    return [_solve(model, place, rows, added, spread=not _beside(model, place, shapes)) for place, rows in seen]
+    return [
+        _solve(model, place, rows, added, spread=spread and not _beside(model, place, shapes)) for place, rows in seen
+    ]
 
 
 def observed(
