@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.factoring import factor
 from onnxopt.factoring.choose import Rule
@@ -22,8 +22,10 @@ from onnxopt.factoring.site import Site, find
 from onnxopt.graph.model import Model
 from onnxopt.pruning import budget
 from onnxopt.pruning.budget import Budget, Quantity
+from onnxopt.quantization.preflight import coded, mostly, refused
 
-_RATIO = 0.5
+# Of what a layer makes of real data, so much stays: what is lost is hardly seen at the outputs.
+_ENERGY = 0.995
 _QUANTITIES: tuple[Quantity, ...] = ("macs", "params", "latency")
 
 
@@ -35,8 +37,10 @@ class Svd(Pass):
     after: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-constants", "clean", "fold-bn", "prune")
     prepare: ClassVar[tuple[str, ...]] = ("inline-functions", "fold-bn")
 
-    ratio: float | None = option(None, "share of a factored layer's parameters to keep; 0.5 if nothing else is said")
-    energy: float | None = option(None, "instead: share of the energy of a layer's outputs to keep, 0 to 1")
+    ratio: float | None = option(None, "share of a factored layer's parameters to keep, 0 to 1")
+    energy: float | None = option(
+        None, "instead: share of the energy of a layer's outputs to keep, 0 to 1; 0.995 if nothing else is said"
+    )
     rank: str = option("", "instead: one rank for all, or auto: what stands out of the weights' noise")
     macs: str = option("", "budget for the model, shared between layers: -30% of the multiply-accumulates, or 40M")
     params: str = option("", "budget: -40% of the parameters, or 250K")
@@ -73,7 +77,7 @@ class Svd(Pass):
             return Rule(budget=limit)
         if self.rank:
             return Rule(auto=True) if self.rank == "auto" else Rule(rank=int(self.rank))
-        return Rule(energy=self.energy) if self.energy is not None else Rule(ratio=self.ratio or _RATIO)
+        return Rule(ratio=self.ratio) if self.ratio is not None else Rule(energy=self.energy or _ENERGY)
 
     def run(self, model: Model, context: Context) -> PassResult:
         aware = self.aware and not context.dataset.synthetic
@@ -90,6 +94,20 @@ class Svd(Pass):
         if made.budget is not None:
             figures |= _reached(made)
         return PassResult(len(layers), (*skips, *made.skips), figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight | None:
+        """Chooses ranks by the weights alone, and asks no clock: with a budget of time it cannot tell."""
+        limit = self._budget()
+        if limit is not None and limit.quantity == "latency":
+            return None
+        skips: list[Skip] = []
+        sites = self._sites(model, skips)
+        made = factor.plan(model, sites, Settings(self._rule(), self.conv, False, False, self.samples), context)
+        skips += made.skips
+        if not made.layers:
+            return refused(f"no layer would be factored{mostly(skips)}", skips)
+        chosen = [(p.form.whole, p.choice.parameters) for p in made.layers]
+        return Preflight(len(chosen), coded(skips), {"parameters": list(map(sum, zip(*chosen, strict=True)))})
 
     def _sites(self, model: Model, skips: list[Skip]) -> list[Site]:
         found = find(model, skips, tables=self.embeddings)

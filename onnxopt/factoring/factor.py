@@ -36,6 +36,8 @@ from onnxopt.runtime.timing import Timing, seconds
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
 # What takes long to fit is fitted with one of them.
 _DAMPING = 1e-2
+# What is added to second moments to choose by: hardly more than they need.
+_PLAN_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,20 @@ def plan(model: Model, sites: Sequence[Site], settings: Settings, context: Conte
     """Choose the ranks. The model is left as it is."""
     made, shapes = Plan(), context.shapes(model)
     budget, step = settings.rule.budget, context.target.channel_step
-    trial = Trial(model, sites if settings.timed or (budget and budget.quantity == "latency") else [], context)
+    forms: dict[Site, Form] = {}
+    for site in sites:
+        if isinstance(found := form(site, settings.conv), str):
+            made.skip(site, found)
+        else:
+            forms[site] = found
+    timed = settings.timed or (budget is not None and budget.quantity == "latency")
+    trial = Trial(model, list(forms) if timed else [], context)
     offers: list[tuple[Site, Form, list[Choice]]] = []
-    for part in seen.rounds(sites):
-        found = seen.moments(model, part, context, settings.samples) if settings.aware else {}
+    for part in seen.rounds(list(forms)):
+        moments = seen.moments(model, part, context, settings.samples, _PLAN_LEVEL) if settings.aware else {}
         for site in context.track(part, "svd: ranks"):
-            made_of = form(site, settings.conv)
-            if isinstance(made_of, str):
-                made.skip(site, made_of)
-                continue
-            weight, moment = _weighted(site, found.get(site))
+            made_of = forms[site]
+            weight, moment = _weighted(site, moments.get(site))
             fixed = settings.rule.rank is not None or settings.rule.auto
             choices = [] if fixed else made_of.choices(weight, moment, step)
             if not choices and not fixed:
@@ -208,7 +214,7 @@ def apply(model: Model, made: Plan, settings: Settings, context: Context) -> Ite
     known = {id(p) for p in aware}
     rest = [p for p in made.layers if id(p) not in known]
     for part in seen.rounds([p.site for p in rest]):
-        found = seen.moments(model, part, context, settings.samples) if settings.aware else {}
+        found = seen.moments(model, part, context, settings.samples, _DAMPING) if settings.aware else {}
         for planned in (p for p in rest if p.site in part):
             yield label(planned.site.node), _by_moment(model, planned, found.get(planned.site))
             model.tidy()
@@ -284,7 +290,7 @@ def make_good(model: Model, original: Model, context: Context, samples: int) -> 
         elif node.op in LAYERS and node.is_standard and not unrolled.fault(node) and unrolled.has_bias(model, node):
             places.append(Place(node, np.ones(layout(node).outputs, np.bool_), False))
     try:
-        return repair(model, original, places, context, samples, changed) if places and changed else []
+        return repair(model, original, places, context, samples, changed, spread=False) if places and changed else []
     except ExecutionError:
         return []
 

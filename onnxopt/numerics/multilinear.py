@@ -12,6 +12,7 @@ conjugate gradients from where it is, so that no turn ever loses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,8 @@ from onnxopt.numerics.low_rank import factorize, singular_values
 Floats: TypeAlias = npt.NDArray[np.float64]
 SPATIAL, TUCKER, CP = "orj,rci->ocij", "oa,abij,bc->ocij", "or,rij,rc->ocij"
 _SWEEPS, _STEPS = 4, 8
+# Factors that do not change are multiplied once, if that makes no more than this many times the weight's numbers.
+_LARGER = 8
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -46,10 +49,20 @@ def refine(
         for at in range(len(found)):
             others = [f for i, f in enumerate(found) if i != at]
             rest = [t for i, t in enumerate(terms) if i != at]
+            others, rest = _together(others, rest, terms[at] + whole, weight.size)
             into, back = ",".join([terms[at], *rest]) + f"->{whole}", ",".join([whole, *rest]) + f"->{terms[at]}"
             missing = weight - compose(equation, found)
             found[at] += _solve(into, back, others, missing, moment, found[at].shape)
     return found
+
+
+def _together(factors: list[Floats], terms: list[str], kept: str, size: int) -> tuple[list[Floats], list[str]]:
+    """The factors as one, where that is not much larger than what they make."""
+    letters = "".join(dict.fromkeys(letter for letter in "".join(terms) if letter in kept))
+    sizes = {letter: n for f, t in zip(factors, terms, strict=True) for letter, n in zip(t, f.shape, strict=True)}
+    if len(factors) == 1 or prod(sizes[letter] for letter in letters) > _LARGER * size:
+        return factors, terms
+    return [compose(",".join(terms) + "->" + letters, factors)], [letters]
 
 
 def _solve(

@@ -12,7 +12,8 @@ from onnxopt.passes.svd import Svd
 
 def svd(**options):
     """Whatever the machine that it runs on makes of it."""
-    return Svd(timed=False, **options)
+    how = {"ratio", "energy"} & options.keys()
+    return Svd(timed=False, **({} if how else {"ratio": 0.5}), **options)
 
 
 def low_rank(rows, columns, rank, noise=0.0, seed=0):
