@@ -18,7 +18,7 @@ from onnxopt.core.quality import Comparison, Quality
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.half import INTEGERS
-from onnxopt.quantization.half_graph import convert, draft, rounding, store_weights
+from onnxopt.quantization.half_graph import convert, draft, few_bytes, rounding, store_weights
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
 from onnxopt.runtime.timing import Timing, interleave
@@ -28,7 +28,9 @@ _JUDGED = 32
 _TIMING_S = 1.0
 # What is as quick computes in float32 after all: the weights alone in float16 then keep the answers nearer.
 _QUICKER = 1.03
+# Answers that are not as near are worth a tenth of the bytes.
 _POOR_DB = 40.0
+_NEARER_DB = 1.0
 _ANYWAY = "anyway=true does it all the same, as for a GPU; weights=true halves the file"
 _LOADED = "a runtime makes float32 of the weights when it loads: a smaller file, the same memory and time"
 
@@ -70,6 +72,7 @@ class Fp16(Pass):
             found = convert(candidate, context, self.samples)
             candidate, nodes, skips = found.model, found.nodes, list(found.skips)
             figures |= {"nodes": found.nodes, "casts": found.casts}
+        whole = candidate.clone() if self.weights else candidate
         count, left = store_weights(candidate)
         skips += [s for s in left if s not in skips]
         if not nodes + count:
@@ -78,6 +81,17 @@ class Fp16(Pass):
             return PassResult(0, (Skip("model", why),), figures)
         quality = _quality(model, candidate, context)
         notes = [] if nodes else [_LOADED]
+        if self.weights and quality.sqnr_db < _POOR_DB:
+            few, least = whole.clone(), few_bytes(whole)
+            fewer, _ = store_weights(few, least)
+            nearer = _quality(model, few, context)
+            if nearer.sqnr_db > quality.sqnr_db + _NEARER_DB:
+                notes.append(
+                    f"weights below {least} bytes stay float32; else the answers keep {quality.sqnr_db:.1f} dB"
+                )
+                candidate, count, quality = few, fewer, nearer
+        if not nodes + count:
+            return PassResult(0, tuple(skips))
         if quality.sqnr_db < _POOR_DB:
             notes.append(f"the answers keep {quality.sqnr_db:.1f} dB: the model makes much of small differences")
         figures |= {
@@ -103,11 +117,9 @@ def _slower(model: Model, candidate: Model, context: Context, figures: dict[str,
     """Why a candidate is not worth it here; ``figures`` gains its speed."""
     timing = _speed(model, candidate, context)
     figures["speed"] = [round(t, 3) for t in (timing.speedup, timing.speedup_low, timing.speedup_high)]
-    return (
-        ""
-        if timing.speedup >= _QUICKER
-        else f"float16 is not quicker here, {timing.speedup:.2f} times as quick; {_ANYWAY}"
-    )
+    if timing.speedup >= _QUICKER:
+        return ""
+    return f"float16 is not quicker here, {timing.speedup:.2f} times as quick; {_ANYWAY}"
 
 
 def _speed(model: Model, candidate: Model, context: Context) -> Timing:

@@ -24,6 +24,7 @@ from onnxopt.runtime.session import Session
 # A weight of fewer bytes saves less than the Cast behind it takes.
 _SMALLEST = 512
 _ROUNDS = 6
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,16 @@ class Converted:
     skips: tuple[Skip, ...]
 
 
-def store_weights(model: Model) -> tuple[int, tuple[Skip, ...]]:
-    """Store float32 constants as float16, with a Cast behind each; how many, and what was left alone."""
+def store_weights(model: Model, least: int = _SMALLEST) -> tuple[int, tuple[Skip, ...]]:
+    """Store float32 constants of at least so many bytes as float16, with a Cast behind each.
+
+    Returns how many, and what was left alone.
+    """
     outputs = {id(t) for graph in model.graphs() for t in graph.outputs}
     fixed = {id(c) for graph in model.graphs() for c in graph.defaults.values()}
     count, skips = 0, []
     for constant in model.constants():
-        if constant.dtype != FLOAT or constant.nbytes < _SMALLEST or id(constant) in fixed | outputs:
+        if constant.dtype != FLOAT or constant.nbytes < max(least, _SMALLEST) or id(constant) in fixed | outputs:
             continue
         readers = list(constant.outputs)
         if not readers:
@@ -55,6 +59,14 @@ def store_weights(model: Model) -> tuple[int, tuple[Skip, ...]]:
         count += 1
     model.tidy()
     return count, tuple(skips)
+
+
+def few_bytes(model: Model) -> int:
+    """Bytes of a float32 constant that is not among the smallest, which together take a tenth of all bytes."""
+    floats = [c for c in model.constants() if c.dtype in (FLOAT, HALF)]
+    sizes = np.sort([c.nbytes * FLOAT.itemsize // c.dtype.itemsize for c in floats])
+    small = np.cumsum(sizes) <= _FEW * sizes.sum()
+    return int(sizes[small.sum()]) if len(sizes) else 0
 
 
 def convert(model: Model, context: Context, samples: int) -> Converted:

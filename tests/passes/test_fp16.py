@@ -46,6 +46,15 @@ def test_weights_alone_keep_the_computation(check_pass, parse) -> None:
     assert "makes float32 of the weights when it loads" in outcome.result.figures["notes"][0]
 
 
+def test_small_weights_that_cost_much_stay_float32(check_pass, parse) -> None:
+    text = """a (float[4,64] x) => (float[4,4] y) <float[64,128] w, float[128,4] v, float[64,4] t, float[64,4] u> {
+        h = MatMul(x, w) g = MatMul(h, v) p = MatMul(x, t) q = MatMul(x, u) r = Sub(p, q) y = Add(r, g) }"""
+    t = np.random.default_rng(0).standard_normal((64, 4)) * 3e3
+    outcome = check_pass(Fp16(weights=True), parse(text, t=t, u=t + 0.01, w=0.01), changed=2)
+    assert "weights below 2048 bytes stay float32" in outcome.result.figures["notes"][1]
+    assert sqnr(outcome) > 40
+
+
 def test_the_runtime_folds_the_casts_of_weights(check_pass, parse, tmp_path) -> None:
     outcome = check_pass(Fp16(weights=True), parse(BLOCK), changed=2)
     Session(outcome.model, save_optimized=tmp_path / "as_run.onnx")
