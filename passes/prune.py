@@ -10,7 +10,7 @@ wherever they are summed over. Then the layers behind it are solved anew on cali
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reference import Reference
 from onnxopt.errors import PassError
@@ -35,6 +35,7 @@ from onnxopt.pruning.groups import Ties
 from onnxopt.pruning.plan import Plan, Planner, Settings, why_whole
 from onnxopt.pruning.repair import Place, Repaired, repair
 from onnxopt.pruning.shortening import Dropped, shorten
+from onnxopt.quantization.preflight import coded, mostly, refused
 from onnxopt.spelling import nearest
 
 _PROOF_SAMPLES = 8
@@ -180,6 +181,20 @@ class Prune(Pass):
             skips += tuple(Skip(name, f"not repaired: {why}") for name, why in unsolved.items())
             figures |= _repairs(repaired, min(self.samples, context.dataset.count))
         return PassResult(len(dropped) + sum(len(p.classes) for p in plans), skips, figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight | None:
+        """How many channels would go, whichever they are; of a budget only the whole work tells."""
+        if self._budget() is not None:
+            return None
+        planner = Planner(model, context, replace(self._settings(), criterion="l1"))
+        plan = planner.plan(model, 1.0)
+        found = [plan.coupling.output(m.layer, m.axis) for m in plan.makers]
+        going = [int(np.isin(classes, plan.classes).sum()) for classes in found]
+        whole = [m for m, gone in zip(plan.makers, going, strict=True) if not gone]
+        skips = [Skip(label(m.layer), why_whole(m, plan.coupling, plan.held)) for m in whole]
+        if not len(plan.classes):
+            return refused(f"no channel would go{mostly(skips)}", skips)
+        return Preflight(len(plan.classes), coded(skips), {"channels": [sum(map(len, found)), sum(going)]})
 
     def _drop(self, model: Model, context: Context, planner: Planner) -> list[Dropped]:
         """Drop the residual blocks that cost less than the channels that would go instead."""

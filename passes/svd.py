@@ -26,6 +26,8 @@ from onnxopt.quantization.preflight import coded, mostly, refused
 
 # Of what a layer makes of real data, so much stays: what is lost is hardly seen at the outputs.
 _ENERGY = 0.995
+# Samples that a preflight chooses ranks by.
+_FEW = 64
 _QUANTITIES: tuple[Quantity, ...] = ("macs", "params", "latency")
 
 
@@ -96,13 +98,15 @@ class Svd(Pass):
         return PassResult(len(layers), (*skips, *made.skips), figures)
 
     def preflight(self, model: Model, context: Context) -> Preflight | None:
-        """Chooses ranks by the weights alone, and asks no clock: with a budget of time it cannot tell."""
+        """Chooses ranks by a few samples, and asks no clock: with a budget of time it cannot tell."""
         limit = self._budget()
         if limit is not None and limit.quantity == "latency":
             return None
         skips: list[Skip] = []
         sites = self._sites(model, skips)
-        made = factor.plan(model, sites, Settings(self._rule(), self.conv, False, False, self.samples), context)
+        aware = self.aware and not context.dataset.synthetic
+        settings = Settings(self._rule(), self.conv, aware, False, min(self.samples, _FEW))
+        made = factor.plan(model, sites, settings, context)
         skips += made.skips
         if not made.layers:
             return refused(f"no layer would be factored{mostly(skips)}", skips)

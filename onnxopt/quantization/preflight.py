@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from math import prod
 
 from onnxopt.core.context import Context
@@ -50,9 +51,9 @@ def code(why: str) -> str:
     return next((name for name, pattern in _CODES if re.search(pattern, why)), "other")
 
 
-def refused(why: str, skips: tuple[Skip, ...] = ()) -> Preflight:
+def refused(why: str, skips: Iterable[Skip] = ()) -> Preflight:
     """Nothing would be gained."""
-    return Preflight(0, _coded(skips), refusal=why)
+    return Preflight(0, coded(skips), refusal=why)
 
 
 def preflight(builder: Builder, context: Context, notes: tuple[Skip, ...] = ()) -> Preflight:
@@ -62,12 +63,12 @@ def preflight(builder: Builder, context: Context, notes: tuple[Skip, ...] = ()) 
     seconds = time.perf_counter() - began
     if not isinstance(candidate, Candidate):
         skips = (*notes, *candidate)
-        return refused(f"no layer would run in integers{_mostly(skips)}", skips)
+        return refused(f"no layer would run in integers{mostly(skips)}", skips)
     run_s = _run_seconds(builder)
     shares = mac_shares(builder)
     return Preflight(
         len(candidate.layers),
-        _coded((*notes, *candidate.skips)),
+        coded((*notes, *candidate.skips)),
         {
             "integer_share": sum(shares[n][1] or 0.0 for n in candidate.layers),
             "seconds": round(seconds + _FORWARDS * run_s * context.dataset.count, 1),
@@ -95,11 +96,12 @@ def _peak_bytes(model: Model, builder: Builder, candidate: Candidate) -> int:
     return _COPIES * model.constant_bytes() + max(_WATCHED_BYTES, 2 * watched)
 
 
-def _coded(skips: tuple[Skip, ...]) -> tuple[tuple[str, str, str], ...]:
+def coded(skips: Iterable[Skip]) -> tuple[tuple[str, str, str], ...]:
+    """Skips as a preflight tells them: with the code of the reason before each."""
     return tuple((code(s.why), s.node, s.why) for s in skips)
 
 
-def _mostly(skips: tuple[Skip, ...]) -> str:
+def mostly(skips: Iterable[Skip]) -> str:
     """The most common reason, behind a colon."""
     whys = [s.why for s in skips]
     return f": {max(whys, key=whys.count)}" if whys else ": it has none"

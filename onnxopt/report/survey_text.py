@@ -51,6 +51,10 @@ def _figures(o: Outlook) -> str:
     parts = []
     if "integer_share" in o.figures:
         parts.append(f"{words.share(o.figures['integer_share'])} of the MACs in integers")
+    if "parameters" in o.figures:
+        parts.append("{} parameters instead of {}".format(*map(words.count, reversed(o.figures["parameters"]))))
+    if "channels" in o.figures:
+        parts.append("{1} of {0} channels".format(*o.figures["channels"]))
     if "seconds" in o.figures:
         parts.append(f"about {o.figures['seconds']:g} s to calibrate on {o.figures['samples']} samples")
     if "peak_bytes" in o.figures:

@@ -56,14 +56,16 @@ def test_sensitivity_of_a_quantized_model(net: Path, run) -> None:
 def test_a_dry_run_tells_and_writes_nothing(net: Path, run) -> None:
     report = net.parent / "r.json"
     before = set(net.parent.iterdir())
-    done = run("optimize", net, "-p", "quant:exclude=conv1,prune", "--samples", "16", "--dry-run", "--report", report)
+    done = run("optimize", net, "-p", "quant:exclude=conv1,prune,svd:latency=-10%", "--samples", "16", "--dry-run", "--report", report)
     assert done.code == 0, done.err
     assert set(net.parent.iterdir()) == before | {report}
     found = json.loads(report.read_text())
     assert found["schema"] == "onnxopt-dry-run-1"
     steps = {step["spec"]: step for step in found["passes"]}
     assert steps["fold-bn"]["changed"] == 1
-    assert steps["prune"]["asked"] is False
+    assert steps["prune"]["asked"]
+    assert steps["prune"]["figures"]["channels"][1] == steps["prune"]["changed"] > 0
+    assert steps["svd:latency=-10%"]["asked"] is False
     quant = steps["quant:exclude=conv1"]
     assert quant["changed"] == 3
     assert quant["skips"] == [{"code": "excluded", "node": "conv1", "why": "excluded"}]
