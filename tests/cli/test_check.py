@@ -169,6 +169,7 @@ def test_the_script_of_the_action(net: Path, tmp_path: Path) -> None:
         "ARGUMENTS": f"--only {QUICK}",
         "REPORTS": str(tmp_path / "reports"),
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
         "PATH": f"{command.parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -182,6 +183,7 @@ def test_the_script_of_the_action(net: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "reports").iterdir()) == ["1.md", "1.sarif", "2.md", "2.sarif"]
     summary = (tmp_path / "summary.md").read_text()
     assert re.findall("### onnxopt check: . (passed|failed)", summary) == ["passed", "failed"]
+    assert set((tmp_path / "output").read_text().split()) == {"sarif=yes"}
     assert not (tmp_path / "evil").exists()
 
 

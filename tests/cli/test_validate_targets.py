@@ -85,14 +85,13 @@ def test_a_failed_target_rejects(net: Path, run, avx2: str, monkeypatch: pytest.
 
 
 def test_what_is_required_must_be_there_before_the_work(net: Path, run) -> None:
-    started = time.monotonic()
     done = run("validate", net, net, "--require-target", "raspberrypi4", "--report", net.parent / "r.json")
     assert done.code == 4
     assert (
         "the target 'arm64-cortex-a72' is required, but not available: it is not set up on this machine; "
         "run 'onnxopt targets setup arm64'"
     ) in " ".join(done.err.split())
-    assert time.monotonic() - started < 2
+    assert done.out == ""
     assert not (net.parent / "r.json").exists()
 
 
