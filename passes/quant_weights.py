@@ -32,6 +32,7 @@ from onnxopt.runtime.target import Target
 
 _BLOCKS = (0, 32, 64, 128)
 _BITS = (4, 8)
+_NARROW = 32
 # Rows of tables where ONNX's own operators look them up.
 _ROWS = Format(8, symmetric=True)
 
@@ -114,10 +115,10 @@ class QuantWeights(Pass):
 
     def _form(self, site: Site, target: Target) -> Form:
         """The runtime makes MatMulNBits of a DequantizeLinear itself, of accuracy level 4, and repeats the scale of a
-        row; so whole rows are smaller in that form, if the target takes that level."""
+        row; so whole rows are smaller in that form, if the target takes that level. Narrow ones it does not join."""
         if site.kind == "conv" or self.form == "qdq" or not takes(site, self._format, self.block):
             return "qdq"
-        whole_rows = site.kind == "product" and not site.block(self.block)
+        whole_rows = site.kind == "product" and not self.block and site.inputs >= _NARROW
         return "qdq" if self.form == "auto" and whole_rows and _level(target) == 4 else "nbits"
 
     def _coded(
@@ -220,5 +221,5 @@ def _notes(operators: Any, sites: Sequence[Site]) -> list[str]:
     if decoded:
         kinds = Counter(s.kind for s in sites)
         which = "convolutions" if kinds["conv"] >= decoded else "layers"
-        notes.append(f"the weights of {decoded} {which} are decoded at every run: smaller, not quicker")
+        notes.append(f"the weights of {decoded} {which} are decoded at every run: smaller in the file, but slower")
     return notes

@@ -231,3 +231,11 @@ def test_data_gains():
     layers = [layer for layer in report.passes[-1].figures["layers"] if "error" in layer]
     assert layers
     assert all(layer["error"] <= layer["nearest_error"] for layer in layers)
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_narrow_products_are_not_decoded_at_every_run(quantize, block):
+    text = "g (float[N,8] x) => (float[] y) <float[8,128] w> { y = MatMul (x, w) }"
+    outcome, found = quantize(text, feed={"x": normal(8, 8)}, block=block, changed=1)
+    assert found["y"] > 16
+    assert outcome.result.figures["executed"] == {"MatMulNBits": 1}
