@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ class Writer:
         self.weights.append(tensor)
         return tensor.name
 
-    def op(self, op: str, *inputs: str, **attributes: object) -> str:
+    def op(self, op: str, *inputs: str, **attributes: Any) -> str:
         made = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [made], f"{op}{len(self.nodes)}", **attributes))
         return made
