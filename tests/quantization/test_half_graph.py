@@ -55,3 +55,13 @@ def test_outputs_that_nobody_reads_are_left_out(build) -> None:
     found = convert(model, Context(model.clone(), open_dataset(None, model.inputs)), samples=2)
     assert found.nodes == 2
     assert faults(found.model) == []
+
+
+def test_a_transpose_that_would_crash_the_runtime_stays_float32(build) -> None:
+    nodes = "r = Relu(x) t = Transpose<perm=[1,0,2]>(r) y = MatMul(t, w)"
+    model = build(nodes, "float[64,8] w", "float[3,2,64] x")
+    found = convert(model, Context(model.clone(), open_dataset(None, model.inputs)), samples=2)
+    assert [s.node for s in found.skips if "crashes" in s.why] == ["t"]
+    feed = {"x": np.ones((3, 2, 64), np.float32)}
+    expected = Session(model).run(feed)["y"]
+    np.testing.assert_allclose(Session(found.model).run(feed)["y"], expected, atol=0.05)
