@@ -38,6 +38,8 @@ _DAMPINGS = (1e-3, 1e-2, 1e-1)
 _DAMPING = 1e-2
 # What is added to second moments to choose by: hardly more than they need.
 _PLAN_LEVEL = 1e-4
+# How much more may be lost of samples that were held back than of those that ranks are chosen by.
+_SLACK = 2.0
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,11 @@ def apply(model: Model, made: Plan, settings: Settings, context: Context) -> Ite
     places = [Place(p.site.node, np.ones(p.site.sizes[0], np.bool_), True) for p in aware]
     for place, rows in observed(model, original, places, context, settings.samples, "svd"):
         planned = by_layer[id(place.layer)]
-        yield label(place.layer), _by_rows(model, planned, rows)
+        fitted = _by_rows(model, planned, rows, settings.rule.energy)
+        if isinstance(fitted, str):
+            made.skip(planned.site, fitted)
+            continue
+        yield label(place.layer), fitted
         model.tidy()
         model.release()
 
@@ -241,8 +247,8 @@ def _by_moment(model: Model, planned: Planned, moment: Floats | None) -> dict[st
     return _figures(planned, max(error, 0.0), "weights" if moment is None else "outputs")
 
 
-def _by_rows(model: Model, planned: Planned, rows: Iterator[Rows]) -> dict[str, Any]:
-    """Fit a layer to what it shall make of what reaches it."""
+def _by_rows(model: Model, planned: Planned, rows: Iterator[Rows], energy: float | None) -> dict[str, Any] | str:
+    """Fit a layer to what it shall make of what reaches it; why not, if it would then not keep the energy."""
     site, made_of, ranks = planned.site, planned.form, planned.choice.ranks
     weight, bias = (a[0] for a in unrolled.read(site.node))
     reached = Seen(weight, bias, unrolled.has_bias(model, site.node), rows)
@@ -258,6 +264,8 @@ def _by_rows(model: Model, planned: Planned, rows: Iterator[Rows]) -> dict[str, 
             moved = reached.with_bias(product)
             if (now := reached.error(product, moved)) < error:
                 best, shift, error = factors, moved, now
+    if energy is not None and error > _SLACK * (1 - energy):
+        return f"on samples held back it would lose {error:.1%} of the energy: more samples may tell what can go"
     split(model, site, made_of, best, shift)
     return _figures(planned, error, "outputs") | {"plain_error": float(np.sqrt(blind))}
 

@@ -213,3 +213,10 @@ def test_without_a_word_the_outputs_keep_their_energy(check_pass, parse):
     assert found.result.figures["layers"]["y"]["rank"] == 16
     assert found.result.figures["layers"]["y"]["relative_error"] < 0.005**0.5
     assert "keeps 99.50% of the energy" in found.reasons[0]
+
+
+def test_few_samples_do_not_tell_what_may_go(check_pass, parse):
+    """Twenty inputs in 96 directions need no more than rank 20, but the next ones do."""
+    x = np.random.default_rng(0).standard_normal((20, 96)).astype(np.float32)
+    one = "g (float[N,96] x) => (float[] z) <float[96,96] w> { z = MatMul (x, w) }"
+    check_pass(svd(energy=0.9), parse(one), changed=0, skipped=["on samples held back"], feed={"x": x})
