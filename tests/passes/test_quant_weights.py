@@ -225,7 +225,7 @@ def test_data_gains():
     found = []
     for rounding in ("nearest", "auto"):
         model = original.clone()
-        report = PassManager([QuantWeights(rounding=rounding, block=0)]).run(model, calibration)
+        report = PassManager([QuantWeights(rounding=rounding, block=0, exclude="*layers.1*")]).run(model, calibration)
         found.append(sqnr(*(Session(m).run(feed)["logits"] for m in (original, model))))
     assert found[1] > found[0] + 1
     layers = [layer for layer in report.passes[-1].figures["layers"] if "error" in layer]
