@@ -145,5 +145,5 @@ def test_published_models(path: Path, name: str) -> None:
     assert done.changed or done.skips
     sqnr_db = Judge(original, data, samples=2)(model).sqnr_db
     assert sqnr_db > -float("inf")  # it runs, without NaN
-    if name in ("fp16", "fp16:weights"):
+    if name in ("fp16", "fp16:weights") and done.changed:
         assert sqnr_db > 20 or any("the answers keep" in note for note in done.figures["notes"])
