@@ -92,6 +92,25 @@ def test_half_quadratic_splitting_gains(block, gain, symmetric):
     assert 10 * np.log10(plain / squared_error(weight, half_quadratic(weight, blocks, form)).sum()) > gain
 
 
+@pytest.mark.parametrize(("block", "kernel"), [(0, 1), (8, 1), (7, 1), (5, 9), (8, 9)])
+def test_blocks_become_columns_and_rows_again(block, kernel):
+    blocks, values = Blocks.along(24, block, kernel), np.arange(3.0 * 24 * kernel, dtype=np.float32).reshape(3, -1)
+    cells = blocks.cells(values)
+    assert (blocks.rows(cells) == values).all()
+    assert (cells.sum(axis=0).reshape(3, -1) == blocks.fold(values)).all()
+    assert blocks.counts.sum() == 24 * kernel
+
+
+@pytest.mark.parametrize(("symmetric", "gain"), [(True, 0.45), (False, 0.27)])
+def test_half_quadratic_splitting_gains_on_more_than_fits_the_cache(symmetric, gain):
+    weight, form = np.random.default_rng(4).standard_normal((90, 2048), np.float32), Format(4, symmetric)
+    blocks = Blocks.along(2048, 32)
+    plain = squared_error(weight, nearest(weight, full_range(weight, blocks, form), blocks, form)).sum()
+    found = half_quadratic(weight, blocks, form)
+    assert 10 * np.log10(plain / squared_error(weight, found).sum()) > gain
+    assert (found.steps == nearest(weight, found.grid, blocks, form).steps).mean() > 0.9999
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [0, 16])
 def test_second_order_rounding_gains_and_no_row_loses(form, block):
