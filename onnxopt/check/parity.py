@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
 from onnxopt.check.quality import Comparison, Quality
+from onnxopt.graph.ir import is_constant
+from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed
 from onnxopt.numerics.tolerance import ERROR_FLOOR, ERROR_GROWTH, allowed, deviation
 from onnxopt.report import words
 from onnxopt.report.report import Validation
+from onnxopt.runtime.audit import is_quantized
 
 Outputs = Mapping[str, Array]
 
@@ -54,8 +58,20 @@ def compared(
     return comparison.result(samples)
 
 
+def is_coarse(model: Model) -> bool:
+    """Does it compute in integers, in float16, or with MatMulNBits, so that processors differ by more than the last
+    bits of float32?"""
+    half = np.dtype(np.float16)
+    return is_quantized(model) or any(
+        node.op == "MatMulNBits"
+        or (node.op == "Cast" and node.attrs.get("to") == onnx.TensorProto.FLOAT16)
+        or (node.op != "Cast" and any(is_constant(t) and t.dtype == half for t in node.inputs))
+        for node in model.nodes()
+    )
+
+
 def grown(here: Quality, there: Quality) -> list[str]:
-    """The error of a quantized model there, if it is much larger than here."""
+    """The error of a model that is coarse there, if it is much larger than here."""
     before, after = (10 ** (-q.sqnr_db / 10) for q in (here, there))
     if after <= ERROR_GROWTH * before + ERROR_FLOOR:
         return []

@@ -19,7 +19,7 @@ from onnxopt.check.causes import find_causes
 from onnxopt.check.clock import time_limit, time_there, too_slow
 from onnxopt.check.departure import Departure, find_departure
 from onnxopt.check.gates import Gates, answers
-from onnxopt.check.parity import Outputs, apart, compared, estimate, grown
+from onnxopt.check.parity import Outputs, apart, compared, estimate, grown, is_coarse
 from onnxopt.check.sampling import Sample, affordable, draw
 from onnxopt.check.validate import leading
 from onnxopt.errors import ExecutionError, TargetError
@@ -133,6 +133,7 @@ def _prepare(
         paths=paths,
         model=model,
         quantized=quantized,
+        coarse=is_coarse(model),
         seconds=(seconds[0], seconds[1]),
         first=first,
         batch=size,
@@ -154,6 +155,7 @@ class _Bench:
     paths: tuple[Path, Path]
     model: Model
     quantized: bool
+    coarse: bool
     seconds: tuple[float, float]
     first: Feed
     batch: int
@@ -202,7 +204,7 @@ class _Bench:
         if self.native is not None and samples < self.native.samples:
             whole = estimate(self.native, here, quality, samples)
         problems = [g.why for g in answers(self.gates, whole, samples) if g.holds is False]
-        problems += grown(here, quality) if self.quantized else apart(self.here, there)
+        problems += grown(here, quality) if self.coarse else apart(self.here, there)
         problems += slow
         if samples < self.sample.total:
             notes.append(f"{samples} of {self.sample.total} samples, as time allows")

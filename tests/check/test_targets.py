@@ -17,14 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.check import clock, sampling, targets
 from onnxopt.check.clock import too_slow
 from onnxopt.check.gates import Gates, on_all
-from onnxopt.check.parity import apart, estimate, grown
+from onnxopt.check.parity import apart, estimate, grown, is_coarse
 from onnxopt.check.quality import Quality
 from onnxopt.check.sampling import affordable, draw
 from onnxopt.check.targets import default_targets, on_targets
 from onnxopt.check.validate import validate
+from onnxopt.core.manager import PassManager
 from onnxopt.core.spec import parse
 from onnxopt.data.dataset import Dataset, from_feeds
 from onnxopt.errors import ExecutionError, TargetError
+from onnxopt.graph.io import load, save
 from onnxopt.graph.signature import TensorSpec
 from onnxopt.job import RunOptions, optimize
 from onnxopt.report.report import TargetResult
@@ -231,6 +233,25 @@ def test_floats_that_differ_by_more_than_rounding_fail(nets: Nets, monkeypatch) 
     assert found.status == "failed"
     assert found.why == "'y' differs by 0.001 of its largest value, more than rounding explains"
     assert found.causes == ()
+
+
+@pytest.mark.parametrize("passes", ["fp16:anyway=true", "quant-weights:block=32"])
+def test_float16_and_products_of_few_bits_may_differ_by_what_is_not_worth_a_word(
+    nets: Nets, passes: str, tmp_path: Path, monkeypatch
+) -> None:
+    rng = np.random.default_rng(0)
+    floats, made = (
+        write(tmp_path / "f.onnx", rng.uniform(-1, 1, (INPUTS, 32)).astype(np.float32), None),
+        tmp_path / "m.onnx",
+    )
+    model = load(floats)
+    PassManager(parse(passes)).run(model, nets.data)
+    save(model, made)
+    assert is_coarse(model)
+    assert not is_coarse(load(floats))
+    for factor, status in ((1.003, "passed"), (1.3, "failed")):
+        ways = {"off": Slow(change=lambda y, factor=factor: y * np.float32(factor))}
+        assert on(ways, nets._replace(floats=floats), made, monkeypatch)["off"].status == status
 
 
 def test_speed_is_judged_where_the_clock_means_something(nets: Nets, monkeypatch) -> None:
