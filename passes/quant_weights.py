@@ -6,7 +6,7 @@ or where that cannot be solved for, for the weights alone. How the runtime reads
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -80,18 +80,19 @@ class QuantWeights(Pass):
         if not sites:
             return PassResult(0, (*skips, *(Skip(name, why) for name, why in left.items())))
         before = model.constant_bytes()
-        layers, codes = self._coded(plain, sites, forms, context)
-        left |= {label(s.node): "its weights are not all finite" for s in sites if id(s.node) not in codes}
-        sites = [s for s in sites if id(s.node) in codes]
+        layers = self._rounded(plain, sites, forms, context)
+        left |= {label(s.node): "its weights are not all finite" for s in sites if id(s.node) not in layers}
+        sites = [s for s in sites if id(s.node) in layers]
         skips += [Skip(name, why) for name, why in left.items()]
         if not sites:
             return PassResult(0, tuple(skips))
-        self._write(plain, sites, forms, codes, context)
+        plain.tidy()
+        plain.release()
         if why := cannot_run(plain, context):
             return PassResult(0, (*skips, Skip("model", why)))
         operators = audit(plain).operators
         figures: dict[str, Figure] = {
-            "layers": layers,
+            "layers": [layers[id(s.node)] for s in sites],
             "weight_bytes": [before, plain.constant_bytes()],
             "executed": {op: operators[op] for op in _EXECUTED if operators.get(op)},
             "notes": _notes(operators, sites),
@@ -121,45 +122,42 @@ class QuantWeights(Pass):
         whole_rows = site.kind == "product" and not self.block and site.inputs >= _NARROW
         return "qdq" if self.form == "auto" and whole_rows and _level(target) == 4 else "nbits"
 
-    def _coded(
+    def _rounded(
         self, model: Model, sites: Sequence[Site], forms: dict[int, Form], context: Context
-    ) -> tuple[list[Any], dict[int, Coded]]:
-        """Figures of each layer, and the weights of each site by the ``id`` of its node."""
-        layers, codes = [], {}
+    ) -> dict[int, dict[str, Any]]:
+        """Write the weights of each site, as soon as those that are solved for are known; figures by the ``id`` of its
+        node. Of the others one weight at a time is held in memory."""
         solved = [] if self.rounding == "nearest" or context.dataset.synthetic else _solvable(model, sites)
-        ids = {id(s.node) for s in solved}
-        for site, coded in self._without_data([s for s in sites if id(s.node) not in ids], forms, context, model):
-            codes[id(site.node)] = coded
-            told: dict[str, Any] = {"weight_error": weight_only.relative_error(site, coded)}
-            layers.append(self._figures(site, forms, coded) | told)
-        for site, found in self._with_data(model, solved, context):
-            codes[id(site.node)] = found.coded
-            told = {"error": found.error, "nearest_error": found.nearest, "rounding": found.rounding}
-            layers.append(self._figures(site, forms, found.coded) | told)
-        return layers, codes
-
-    def _without_data(
-        self, sites: Sequence[Site], forms: dict[int, Form], context: Context, model: Model
-    ) -> Iterator[tuple[Site, Coded]]:
-        """Weights shared by several sites are coded once for all that want them alike."""
-        made: dict[Any, Coded | None] = {}
+        fitted = dict(self._with_data(model, solved, context))
+        groups = self._alike([s for s in sites if id(s.node) not in fitted], forms)
+        layers: dict[int, dict[str, Any]] = {}
+        for site in solved:
+            found = fitted[id(site.node)]
+            told: dict[str, Any] = {"error": found.error, "nearest_error": found.nearest, "rounding": found.rounding}
+            layers |= self._write(model, [site], forms, found.coded, context.target, told)
         rounding: weight_only.Rounding = "nearest" if self.rounding == "nearest" else "half-quadratic"
-        for site in context.track(sites, self.name):
-            form, block = self._table_format(site, forms)
-            key = id(site.weight), site.by_row, site.kernel, site.factor, form, block
-            if key not in made:
-                made[key] = weight_only.encode(site, form, block, rounding)
-                model.release()
-            coded = made[key]
-            if coded is not None:
-                yield site, coded
+        for group in context.track(groups, self.name):
+            coding = weight_only.encode(group[0], *self._table_format(group[0], forms), rounding)
+            model.release()
+            if coding is not None:
+                coded, error = coding
+                layers |= self._write(model, group, forms, coded, context.target, {"weight_error": error})
+        return layers
+
+    def _alike(self, sites: Sequence[Site], forms: dict[int, Form]) -> list[list[Site]]:
+        """Those together that want the same weights in the same coding."""
+        groups: defaultdict[Any, list[Site]] = defaultdict(list)
+        for site in sites:
+            key = id(site.weight), site.by_row, site.kernel, site.factor, *self._table_format(site, forms)
+            groups[key].append(site)
+        return list(groups.values())
 
     def _table_format(self, site: Site, forms: dict[int, Form]) -> tuple[Format, int]:
         by_rows = site.kind == "table" and forms[id(site.node)] == "qdq"
         return (_ROWS, 0) if by_rows else (self._format, self.block)
 
-    def _with_data(self, model: Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[Site, Fitted]]:
-        """In the order of the graph; each layer makes good for those before it."""
+    def _with_data(self, model: Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[int, Fitted]]:
+        """By the ``id`` of the node, in the order of the graph; each layer makes good for those before it."""
         places = [Place(s.node, np.ones(layout(s.node).outputs, np.bool_), True) for s in sites]
         by_layer = {id(s.node): s for s in sites}
         if not places:
@@ -170,17 +168,23 @@ class QuantWeights(Pass):
             has_bias = unrolled.has_bias(model, place.layer)
             found = fit(weight, bias, has_bias, rows, site.blocks(self.block), self._format)
             unrolled.write(model, place.layer, found.weight(), found.bias)
-            yield site, found
+            yield id(site.node), found
 
     def _write(
-        self, model: Model, sites: Sequence[Site], forms: dict[int, Form], codes: dict[int, Coded], context: Context
-    ) -> None:
-        writer = Writer(model, self._format, _level(context.target))
-        packed = {id(codes[id(s.node)].steps) for s in sites if s.kind == "product" and forms[id(s.node)] == "nbits"}
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        forms: dict[int, Form],
+        coded: Coded,
+        target: Target,
+        told: dict[str, Any],
+    ) -> dict[int, dict[str, Any]]:
+        """Let these sites read one coding; their figures with what is ``told`` of it."""
+        writer = Writer(model, self._format, _level(target), coded)
+        tied = any(s.kind == "product" and forms[id(s.node)] == "nbits" for s in sites)
         for site in sites:
-            coded = codes[id(site.node)]
-            writer.write(site, coded, forms[id(site.node)], tied=id(coded.steps) in packed)
-        model.tidy()
+            writer.write(site, forms[id(site.node)], tied)
+        return {id(s.node): self._figures(s, forms, coded) | told for s in sites}
 
     def _figures(self, site: Site, forms: dict[int, Form], coded: Coded) -> dict[str, Any]:
         form, _ = self._table_format(site, forms)

@@ -14,8 +14,9 @@ from onnxopt.core.pass_ import label
 from onnxopt.graph.ir import Constant, Graph, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
-from onnxopt.numerics.blocks import Blocks, Coded, Format, Grid, full_range, half_quadratic, nearest
+from onnxopt.numerics.blocks import Blocks, Coded, Format, Grid, full_range, half_quadratic, nearest, squared_error
 from onnxopt.quantization.dynamic_eligible import is_turned, stored
+from onnxopt.runtime.audit import INTEGER_KERNELS
 
 Kind = Literal["product", "conv", "table"]
 Rounding = Literal["nearest", "half-quadratic"]
@@ -23,6 +24,9 @@ Rounding = Literal["nearest", "half-quadratic"]
 # Fewer weights than this are not worth scales and another node.
 SMALL = 1024
 _NEVER = ("ConvTranspose", "LSTM", "GRU", "RNN")
+# Where operators take weights that may have been made integers before, and those that take nothing else.
+_WEIGHT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+_CODED = INTEGER_KERNELS | {"MatMulNBits", "GatherBlockQuantized"}
 # Weights that are coded at a time: their temporaries stay in the processor's cache.
 _PIECE = 2**18
 
@@ -92,12 +96,14 @@ def find(model: Model, left_out: Mapping[str, str]) -> tuple[list[Site], dict[st
         found = [site for site, other in held if not other]
 
 
-def encode(site: Site, form: Format, block: int, rounding: Rounding) -> Coded | None:
-    """The weights as integers, found without data; None where they are not all finite. A part of the rows at a time."""
+def encode(site: Site, form: Format, block: int, rounding: Rounding) -> tuple[Coded, float] | None:
+    """The weights as integers, found without data, and their squared error over their squares; None where they are not
+    all finite. A part of the rows at a time."""
     matrix, blocks = site.matrix(), site.blocks(block)
     steps = np.empty(matrix.shape, np.int8)
     scale = np.empty((len(matrix), blocks.count), np.float32)
     zero = np.empty(scale.shape, np.int8)
+    error = whole = 0.0
     for rows in _pieces(*matrix.shape):
         part = np.ascontiguousarray(matrix[rows], np.float32)
         part = part if site.factor == 1 else part * np.float32(site.factor)
@@ -105,19 +111,9 @@ def encode(site: Site, form: Format, block: int, rounding: Rounding) -> Coded | 
             return None
         found = _coded(part, blocks, form, rounding)
         steps[rows], scale[rows], zero[rows] = found.steps, found.grid.scale, found.grid.zero
-    return Coded(steps, Grid(scale, zero), blocks)
-
-
-def relative_error(site: Site, coded: Coded) -> float:
-    """Squared error of the weights over their squares."""
-    matrix = site.matrix()
-    error = whole = 0.0
-    for rows in _pieces(*matrix.shape):
-        part = np.asarray(matrix[rows], np.float32) * np.float32(site.factor)
-        grid = Grid(coded.grid.scale[rows], coded.grid.zero[rows])
-        error += float(np.square(part - Coded(coded.steps[rows], grid, coded.blocks).values()).sum(dtype=np.float64))
+        error += float(squared_error(part, found).sum(dtype=np.float64))
         whole += float(np.square(part).sum(dtype=np.float64))
-    return error / whole if whole else 0.0
+    return Coded(steps, Grid(scale, zero), blocks), error / whole if whole else 0.0
 
 
 def _coded(weight: Array, blocks: Blocks, form: Format, rounding: Rounding) -> Coded:
@@ -133,6 +129,8 @@ def _pieces(rows: int, columns: int) -> Iterator[slice]:
 
 def _is_candidate(node: Node) -> bool:
     """Is this an operator with weights?"""
+    if node.op in _CODED or _reads_integers(node):
+        return True
     if not node.is_standard:
         return False
     if node.op == "Gather":
@@ -151,7 +149,9 @@ def _site(node: Node, graph: Graph) -> Site:
 
 
 def _fault(node: Node) -> str:
-    """Why a candidate's weights stay float; empty if they need not."""
+    """Why a candidate's weights stay as they are; empty if they need not."""
+    if node.op in _CODED or _reads_integers(node):
+        return "its weights are integers already"
     if node.op in _NEVER:
         return f"ONNX Runtime takes no weights of few bits for {node.op}"
     weight = node.inputs[0] if node.op == "Gather" else stored(node.inputs[1])
@@ -166,6 +166,15 @@ def _fault(node: Node) -> str:
     if node.op == "Gather" and node.attrs.get("axis", 0) not in (0, -2):
         return "it looks up columns, not rows"
     return _gemm_fault(node) if node.op == "Gemm" else ""
+
+
+def _reads_integers(node: Node) -> bool:
+    """Are its weights decoded for it?"""
+    at = _WEIGHT.get(node.op) if node.is_standard else None
+    maker = None if at is None else next(iter(stored(node.inputs[at]).inputs), None)
+    if maker is not None and maker.op == "Transpose":
+        maker = next(iter(maker.inputs[0].inputs), None)
+    return maker is not None and maker.op == "DequantizeLinear" and is_constant(maker.inputs[0])
 
 
 def _gemm_fault(node: Node) -> str:

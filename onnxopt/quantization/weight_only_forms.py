@@ -43,15 +43,18 @@ def takes(site: Site, form: Format, block: int) -> bool:
 
 @dataclass
 class Writer:
-    """``level`` is MatMulNBits' accuracy level: 4 rounds what the layer reads to 8 bits as well, 0 does not."""
+    """Of one coding, for all that read it. ``level`` is MatMulNBits' accuracy level: 4 rounds what the layer reads to
+    8 bits as well, 0 does not."""
 
     model: Model
     form: Format
     level: int
-    made: dict[tuple[int, str], list[Tensor]] = field(default_factory=dict)
+    coded: Coded
+    made: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def write(self, site: Site, coded: Coded, chosen: Form, tied: bool) -> None:
+    def write(self, site: Site, chosen: Form, tied: bool) -> None:
         """Let the node read the integers. ``tied``: a table that a product reads too, in the same form."""
+        coded = self.coded
         site.node.name = site.node.name or self.model.fresh_name(f"{site.node.op}_{label(site.node)}")
         if site.kind == "conv":
             site.node.inputs[1] = self._convolution(site, coded)
@@ -81,7 +84,7 @@ class Writer:
                 *self._grid(site, turn(coded.grid.scale), turn(coded.grid.zero)),
             ]
 
-        tensors = self._once(coded, "columns", make)
+        tensors = self._once("columns", make)
         attrs = {"axis": 1} if per_row else {"axis": 0, "block_size": _width(coded)}
         return self._dequantize(site, tensors, attrs, coded.steps.T.shape)
 
@@ -96,7 +99,7 @@ class Writer:
                 *self._grid(site, coded.grid.scale.reshape(turn), coded.grid.zero.reshape(turn)),
             ]
 
-        tensors = self._once(coded, "kernel", make)
+        tensors = self._once("kernel", make)
         attrs = {"axis": 0} if coded.blocks.count == 1 else {"axis": 1, "block_size": _width(coded)}
         return self._dequantize(site, tensors, attrs, shape)
 
@@ -135,7 +138,7 @@ class Writer:
             zeros = [] if self.form.symmetric else [self._named(site, "zero_point", self._bytes(zero).reshape(-1))]
             return [self._named(site, "quantized", stored), self._named(site, "scale", scale.reshape(-1)), *zeros]
 
-        q, scale, *zero = self._once(coded, "blocks", make)
+        q, scale, *zero = self._once("blocks", make)
         return q, scale, zero, block
 
     def _lookup(self, site: Site, coded: Coded, tied: bool) -> None:
@@ -155,7 +158,7 @@ class Writer:
             attrs["quantize_axis"] = 2
             tensors = [q, *wide]
         else:
-            tensors = self._once(coded, "table", lambda: self._table(site, coded))
+            tensors = self._once("table", lambda: self._table(site, coded))
         node.op, node.domain, node.attrs = "GatherBlockQuantized", DOMAIN, attrs
         node.inputs = [tensors[0], node.inputs[1], *tensors[1:]]
         self._import()
@@ -169,7 +172,6 @@ class Writer:
         """Rows of 8-bit integers, and their scales, are looked up and multiplied: ONNX gathers no fewer bits."""
         graph, node, y = site.graph, site.node, site.node.outputs[0]
         q, scale = self._once(
-            coded,
             "rows",
             lambda: [self._named(site, "quantized", coded.steps), self._named(site, "scale", coded.grid.scale)],
         )
@@ -216,17 +218,16 @@ class Writer:
         return _pairs(unsigned)
 
     def _unsigned(self, steps: Array) -> Array:
-        return (steps.astype(np.int16) - self.form.lowest).astype(np.uint8)
+        return np.asarray(steps.astype(np.uint8) + np.uint8(-self.form.lowest), np.uint8)  # the sum may go round
 
     def _named(self, site: Site, what: str, values: Array) -> Constant:
         return self.model.constant(f"{site.weight.name}_{what}", np.ascontiguousarray(values))
 
-    def _once(self, coded: Coded, layout: str, make: Any) -> list[Tensor]:
-        """What is stored of one coding in one layout, made when it is first asked for."""
-        key = id(coded.steps), layout
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
+    def _once(self, layout: str, make: Any) -> list[Tensor]:
+        """What is stored in one layout, made when it is first asked for."""
+        if layout not in self.made:
+            self.made[layout] = make()
+        return self.made[layout]
 
     def _import(self) -> None:
         if not self.model.opset_of(DOMAIN):
@@ -234,8 +235,9 @@ class Writer:
 
 
 def _pairs(unsigned: Array) -> Array:
-    low, high = (unsigned[..., i::2].astype(np.uint8) & 15 for i in (0, 1))
-    return np.asarray(low | (high << 4), np.uint8)
+    found = unsigned[..., 1::2].astype(np.uint8) << 4
+    found |= unsigned[..., ::2].astype(np.uint8) & 15
+    return np.asarray(found, np.uint8)
 
 
 def _width(coded: Coded) -> int:

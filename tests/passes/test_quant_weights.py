@@ -14,6 +14,7 @@ from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
 from onnxopt.passes.quant_weights import QuantWeights
+from onnxopt.quantization.weight_only import find
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import CORTEX_A53, NATIVE
 
@@ -180,6 +181,24 @@ def test_excluded_not_finite_and_not_float32(quantize):
     quantize(given, feed=feed, skipped=["computed at run time"], changed=0)
     columns = "g (int64[N] x) => (float[] y) <float[50,64] e> { y = Gather <axis=1> (e, x) }"
     quantize(columns, feed={"x": np.arange(4)}, skipped=["columns, not rows"], changed=0)
+
+
+@pytest.mark.parametrize("text", [
+    "{ f = DequantizeLinear (q, s, z) y = MatMul (x, f) }",
+    "{ f = DequantizeLinear (q, s, z) y = Gemm <transB=1> (x, f) }",
+    "{ f = DequantizeLinear (q, s, z) t = Transpose <perm=[1,0]> (f) y = MatMul (x, t) }",
+    "{ a, b, c = DynamicQuantizeLinear (x) y = MatMulInteger (a, q, c, z) }",
+])  # fmt: skip
+def test_weights_that_are_integers_already(quantize, text):
+    weights = "int8[96,96] q, float s = {0.25}, int8 z = {0}"
+    quantize(f"g (float[N,96] x) => (y) <{weights}> {text}", skipped=["integers already"], changed=0)
+
+
+def test_what_was_quantized_before_is_said(quantize):
+    model = quantize(PRODUCT, changed=1)[0].model
+    sites, left = find(model, {})
+    assert not sites
+    assert list(left.values()) == ["its weights are integers already"]
 
 
 def test_an_opset_that_cannot_be_converted(quantize, monkeypatch):
