@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
+from onnxopt.numerics.blocks import Format
 from onnxopt.passes.quant_weights import QuantWeights
-from onnxopt.quantization.weight_only import find
+from onnxopt.quantization.weight_only import encode, find
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import CORTEX_A53, NATIVE
 
@@ -199,6 +201,21 @@ def test_what_was_quantized_before_is_said(quantize):
     sites, left = find(model, {})
     assert not sites
     assert list(left.values()) == ["its weights are integers already"]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "half-quadratic"])
+def test_rounding_takes_little_memory_beside_its_result(parse, rounding):
+    model = Model.from_proto(parse("g (float[N,1024] x) => (y) <float[1024,2048] w> { y = MatMul (x, w) }"))
+    (site,), _ = find(model, {})
+    site.matrix()
+    tracemalloc.start()
+    coded, error = encode(site, Format(4, False), 32, rounding)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = coded.steps.nbytes + sum(p.nbytes for p in coded.grid)
+    assert peak < size + 8e6
+    difference = site.matrix() - coded.values()
+    assert error == pytest.approx(np.square(difference).sum() / np.square(site.matrix()).sum(), rel=1e-4)
 
 
 def test_an_opset_that_cannot_be_converted(quantize, monkeypatch):
