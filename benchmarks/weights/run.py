@@ -1,79 +1,118 @@
-"""Weights of 4 bits in blocks of 32, by `quant-weights` and by ONNX Runtime's own quantizer, on the same samples.
+"""Weights of 4 bits in blocks of 32, by every tool, on the same samples, and one scorer for all.
 
-    python benchmarks/weights/run.py --peer PYTHON NAME=MODEL,CALIBRATION,TEST...
+    python benchmarks/weights/run.py [--models DIR --samples DIR] [--only MODEL,...] [--tools TOOL,...] [--timing 0]
 
-PYTHON is an interpreter with onnxruntime and onnx_ir. Each tool runs in a process of its own.
+The sample transformer is always there; DIR of models holds ``NAME.onnx`` for the other names of MODELS, DIR of samples
+``NAME.calib.npz`` and ``NAME.eval.npz``, as ``benchmarks/quant/run.py --prepare-only`` makes them. Every tool runs in
+one thread in a process of its own, in an environment of its own, built once. Speed is the float model's time over the
+candidate's, in turns in one process, at batch 1: mind what else the machine does, or leave it out with ``--timing 0``.
+A tool that fails is a row with the first line of its error.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
-import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+sys.path.append(str(Path(__file__).parents[1] / "common"))
 
-from onnxopt.data.dataset import open_dataset
-from onnxopt.graph import io
-from onnxopt.runtime.session import Session
+from environments import InstallError, python_of
+from reference import Reference, or_error
+from tables import document
+from texts import write_json
+from work import Limits, Tool, make
 
-_RUNS = 200
-_OURS = {"nearest": "quant-weights:rounding=nearest", "no data": "quant-weights", "data": "quant-weights"}
+from onnxopt.runtime.machine import machine, versions
 
-
-def judge(source: Path, result: Path, test: str) -> str:
-    """SQNR over all float outputs, bytes, and the time of one sample, as shares of the original's."""
-    original = io.load(source)
-    sessions = Session(original), Session(result)
-    samples = open_dataset(test, original.inputs, samples=128)
-    power = error = 0.0
-    for feed in samples.batches(1):
-        before, after = (s.run(feed) for s in sessions)
-        power += sum(float(np.square(v, dtype=np.float64).sum()) for v in before.values())
-        error += sum(float(np.square(v - after[k], dtype=np.float64).sum()) for k, v in before.items())
-    feed = next(iter(samples.batches(1)))
-    times = np.array([[_seconds(s, feed) for s in sessions] for _ in range(_RUNS)])
-    slow, quick = np.median(times, axis=0)
-    size = result.stat().st_size / source.stat().st_size
-    return f"{10 * np.log10(power / max(error, 1e-30)):.1f} dB | {size:.0%} | {slow / quick:.2f}"
-
-
-def _seconds(session: Session, feed: dict[str, np.ndarray]) -> float:
-    started = time.perf_counter()
-    session.run(feed)
-    return time.perf_counter() - started
+HERE = Path(__file__).parent
+OURS = HERE.parents[1] / "sample_models"
+MODELS = ("digits_transformer", "nnsplit_en", "toyadmos_ad01", "silero_vad_v3_piper")
+Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", required=True)
-    parser.add_argument("models", nargs="+")
-    options = parser.parse_args()
-    print("| model | tool | SQNR | bytes | speed | seconds |\n|---|---|---|---|---|---|")
-    for text in options.models:
-        name, _, files = text.partition("=")
-        source, calibration, test = files.split(",")
-        for tool in (*_OURS, "ONNX Runtime, default", "ONNX Runtime, hqq"):
-            with tempfile.TemporaryDirectory() as folder:
-                output = Path(folder) / "result.onnx"
-                command = _command(tool, options.peer, source, calibration, output)
-                started = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                seconds = time.perf_counter() - started
-                lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-                found = judge(Path(source), output, test) if output.exists() else f"{lines[-1][:80]} | |"
-                print(f"| {name} | {tool} | {found} | {seconds:.0f} |", flush=True)
+    arguments = _arguments()
+    setup = tomllib.loads((HERE / "tools.toml").read_text(encoding="utf-8"))
+    tools = [Tool(**t) for t in setup["tools"]]
+    if arguments.tools:
+        tools = [t for t in tools if t.name.partition(",")[0] in arguments.tools.split(",")]
+    rows: list[Row] = []
+    for name in arguments.only.split(",") if arguments.only else MODELS:
+        files = places(name, arguments.models, arguments.samples)
+        if missing := [str(f) for f in files if not f.is_file()]:
+            print(f"{name}: left out, there is no {missing[0]}", flush=True)
+            continue
+        for row in compare(files, tools, setup["environments"], arguments):
+            print(f"{name}: {row['tool']}: {row.get('error') or format(row['sqnr_db'], '.1f') + ' dB'}", flush=True)
+            rows.append(row)
+    if arguments.json:
+        write_json(arguments.json, {"machine": machine(), "versions": versions(), "rows": rows})
+    print(f"\n{document(rows)}")
 
 
-def _command(tool: str, peer: str, source: str, calibration: str, output: Path) -> list[str]:
-    if tool not in _OURS:
-        return [peer, str(Path(__file__).with_name("use_onnxruntime.py")), source, str(output), tool.split(", ")[1]]
-    data = ["--data", calibration] if tool == "data" else []
-    passes = ["--passes", _OURS[tool], "--no-validate", "-o", str(output)]
-    return [sys.executable, "-m", "onnxopt", "optimize", source, *passes, *data]
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, default=OURS)
+    parser.add_argument("--samples", type=Path, default=OURS)
+    parser.add_argument("--only", help="names of models, joined by commas")
+    parser.add_argument("--tools", help="first words of tools of tools.toml, joined by commas")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "onnxopt" / "peers")
+    parser.add_argument("--seconds", type=float, default=600, help="a tool's time limit for one model")
+    parser.add_argument("--gigabytes", type=float, default=12, help="a tool's memory limit")
+    parser.add_argument("--timing", type=float, default=3.0, help="seconds to time each candidate; 0: not timed")
+    return parser.parse_args()
+
+
+def places(name: str, models: Path, samples: Path) -> tuple[Path, Path, Path]:
+    """The model, the samples to round for, the samples to judge by."""
+    if name.startswith("digits"):
+        return OURS / f"{name}.onnx", OURS / "digits_calib.npz", OURS / "digits_test.npz"
+    return models / f"{name}.onnx", samples / f"{name}.calib.npz", samples / f"{name}.eval.npz"
+
+
+def compare(
+    files: tuple[Path, Path, Path],
+    tools: Sequence[Tool],
+    environments: Mapping[str, Sequence[str]],
+    arguments: argparse.Namespace,
+) -> Iterator[Row]:
+    """One row for each tool."""
+    model, calibration, test = files
+    reference = Reference(model, test)
+    limits = Limits(arguments.seconds, int(arguments.gigabytes * 2**30))
+    for tool in tools:
+        row: Row = {"model": model.stem, "tool": tool.name}
+        try:
+            python = Path(sys.executable)
+            if not tool.ours:
+                python = python_of(tool.environment, environments[tool.environment], arguments.environments)
+        except InstallError as error:
+            yield row | {"error": str(error)}
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "model.onnx"
+            adapter = HERE / "peers" / f"use_{tool.adapter}.py"
+            row |= make((python, adapter), tool.options, model, calibration, made, limits)
+            if row["ok"]:
+                row |= or_error(partial(judge, reference, made, arguments.timing))
+        yield row
+
+
+def judge(reference: Reference, candidate: Path, seconds: float) -> Row:
+    """Error, bytes and, unless ``seconds`` is 0, speed of a file, whoever made it."""
+    found = {
+        "sqnr_db": reference.compare(candidate).sqnr_db,
+        "bytes": candidate.stat().st_size,
+        "bytes_float": reference.path.stat().st_size,
+    }
+    return found | (reference.speed(candidate, seconds) if seconds else {})
 
 
 if __name__ == "__main__":
