@@ -76,7 +76,12 @@ class QuantWeights(Pass):
         forms = {id(s.node): self._form(s, context.target) for s in sites}
         old = [s for s in sites if oldest_opset(s, forms[id(s.node)], self._format, self.block) > plain.opset]
         left |= {label(s.node): "its form needs a newer opset than the model could be given" for s in old}
-        sites = [s for s in sites if s not in old]
+        across = [s for s in _across_graphs(sites) if forms[id(s.node)] == "qdq"]
+        if self.form == "auto":
+            forms |= {id(s.node): "nbits" for s in across}
+        else:
+            left |= {label(s.node): _ACROSS for s in across}
+        sites = [s for s in sites if label(s.node) not in left]
         if not sites:
             return PassResult(0, (*skips, *(Skip(name, why) for name, why in left.items())))
         before = model.constant_bytes()
@@ -196,6 +201,7 @@ class QuantWeights(Pass):
         }
 
 
+_ACROSS = "bodies share its weights, and ONNX Runtime cannot load those behind DequantizeLinear; form=nbits can be"
 _EXECUTED = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear")
 
 
@@ -203,6 +209,14 @@ def _level(target: Target) -> int:
     """4 where there are kernels that multiply integers of 8 bits with such of 4: on ARM they need its dot product."""
     without = target.architecture == "arm64" and target.instructions and "asimddp" not in target.instructions
     return 0 if without else 4
+
+
+def _across_graphs(sites: Sequence[Site]) -> list[Site]:
+    """The products whose weights are read in several graphs: the main one and bodies."""
+    graphs: defaultdict[int, set[int]] = defaultdict(set)
+    for site in sites:
+        graphs[id(site.weight)].add(id(site.graph))
+    return [s for s in sites if s.kind == "product" and len(graphs[id(s.weight)]) > 1]
 
 
 def _solvable(model: Model, sites: Sequence[Site]) -> list[Site]:

@@ -152,6 +152,10 @@ def test_products_share_their_weights_and_bodies_are_included(quantize):
     outcome, found = quantize(text, feed={"x": normal(8, 96), "p": np.array(True)}, changed=2)
     assert found["y"] > 14
     assert outcome.result.figures["weight_bytes"][1] < 96 * 96 * 0.7
+    feed = {"x": normal(8, 96), "p": np.array(True)}
+    outcome, _ = quantize(text, feed=feed, changed=2, block=0)
+    assert outcome.result.figures["executed"] == {"MatMulNBits": 2}
+    quantize(text, feed=feed, changed=0, form="qdq", skipped=["bodies share its weights"] * 2)
 
 
 def test_what_stays_float(quantize):
