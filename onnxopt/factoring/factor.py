@@ -105,7 +105,7 @@ def plan(model: Model, sites: Sequence[Site], settings: Settings, context: Conte
             if isinstance(choice, str):
                 made.skip(site, choice)
             else:
-                _accept(made, Planned(site, made_of, choice), _positions(site, shapes), trial)
+                _accept(made, Planned(site, made_of, choice), _positions(site, made_of, shapes), trial)
     if budget is not None:
         _spread(made, offers, settings, model, shapes, trial, context)
     order = {id(n): i for i, n in enumerate(model.nodes())}
@@ -121,12 +121,17 @@ def _weighted(site: Site, moment: Floats | None) -> tuple[Floats, Floats | None]
     return weight, moment
 
 
-def _positions(site: Site, shapes: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-    """At how many places of its input and of its output a layer is applied, for one sample."""
+def _positions(site: Site, form: Form, shapes: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+    """At how many places, for one sample, the first of the chain is applied, and the others."""
     if not all(t.name in shapes for t in (site.x, site.node.outputs[0])):
         return 1, 1
-    behind = prod(shapes[site.node.outputs[0].name]) // site.sizes[0]
-    return (prod(shapes[site.x.name]) // site.sizes[1] if site.convolves else behind), behind
+    x, y = shapes[site.x.name], shapes[site.node.outputs[0].name]
+    behind = prod(y) // site.sizes[0]
+    if form.kind == "matrix":
+        return behind, behind
+    if form.kind == "spatial":  # a column of the kernel, at all columns of the input
+        return behind // y[-1] * x[-1], behind
+    return prod(x) // site.sizes[1], behind
 
 
 def _accept(made: Plan, planned: Planned, positions: tuple[int, int], trial: Trial) -> None:
@@ -167,14 +172,14 @@ def _spread(
     for site, made_of, choices in context.track(offers, "svd: times"):
         tried = Plan()
         for choice in choices:
-            _accept(tried, Planned(site, made_of, choice), _positions(site, shapes), trial)
+            _accept(tried, Planned(site, made_of, choice), _positions(site, made_of, shapes), trial)
         if budget.quantity == "latency":
             tried.layers = [p for p in tried.layers if p.timing is not None]
         if not tried.layers:
             made.skips.append(tried.skips[0] if tried.skips else Skip(label(site.node), "it cannot be timed"))
             continue
         by_choice = {p.choice: p for p in tried.layers}
-        kept.append((_offer(site, tried.layers, budget.quantity, _positions(site, shapes)), by_choice))
+        kept.append((_offer(site, tried.layers, budget.quantity, _positions(site, made_of, shapes)), by_choice))
     now = _cost(model, budget.quantity, shapes, context)
     limit = budget.limit(now)
     chosen, reached = share([offer for offer, _ in kept], now, limit)

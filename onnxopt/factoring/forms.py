@@ -36,10 +36,9 @@ class Choice(NamedTuple):
     def parameters(self) -> int:
         return sum(self.sizes)
 
-    def macs(self, before: int, behind: int) -> int:
-        """With so many positions of the input and of the output; a first of three convolutions runs at the input's."""
-        first = self.sizes[0] * (before if len(self.sizes) == 3 else behind)
-        return first + sum(self.sizes[1:]) * behind
+    def macs(self, first: int, behind: int) -> int:
+        """With so many positions of what the first of the chain makes, and of the output."""
+        return self.sizes[0] * first + sum(self.sizes[1:]) * behind
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from onnxopt.pruning.repair import Rows
 # Wider second moments take longer to decompose than they are worth; together they stay in this much memory.
 _WIDEST = 4_608
 _BYTES = 2**28
+# Of the power of what a layer makes, no less is what varies of it.
+_TINY = 1e-9
 
 
 def rounds(sites: Sequence[Site]) -> Iterator[list[Site]]:
@@ -101,15 +103,19 @@ class Seen:
         self.weight, self.bias, self._has_bias = weight, bias, has_bias
         outputs, inputs = weight.shape
         self._train, self._held = (Moments.empty(inputs, outputs) for _ in range(2))
-        powers = [0.0, 0.0]
+        powers, sums = np.zeros(2), np.zeros((2, outputs))
         for x, t, is_held in rows:
             missing = t - x @ weight.T - bias
             for i, (part, at) in enumerate(((self._train, ~is_held), (self._held, is_held))):
                 part.add(x[at], missing[at])
                 powers[i] += float(np.square(t[at]).sum())
-        if not self._held.count:
-            self._held, powers[1] = self._train, powers[0]
-        self._power = max(powers[1], 1e-30)
+                sums[i] += t[at].sum(axis=0)
+        held = 1 if self._held.count else 0
+        if not held:
+            self._held = self._train
+        of_means = float(np.square(sums[held]).sum()) / max(self._held.count, 1) * has_bias
+        whole = float(powers[held])
+        self._power = max(whole - of_means, _TINY * whole, 1e-30)
         z = self._train.gram[-1] / max(self._train.count, 1) * has_bias
         self._mean = z[:-1]
         self._missing = self._train.cross[-1] / max(self._train.count, 1) * has_bias
@@ -136,5 +142,5 @@ class Seen:
         return np.asarray(self.bias + self._missing - (weight - self.weight) @ self._mean)
 
     def error(self, weight: Floats, bias: Floats) -> float:
-        """Squared error over squared target of samples that were held back."""
+        """Of samples that were held back, squared error over squared target: about its mean where the bias is free."""
         return self._held.error(Affine(weight - self.weight, bias - self.bias)) / self._power

@@ -13,10 +13,12 @@ from onnxopt.graph.ir import Constant, Graph, Node, Scope, Tensor, is_constant
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
+from onnxopt.runtime.audit import INTEGER_KERNELS
 
 # Fewer parameters than this are not worth a second node.
 _SMALL = 4096
 _FLOATS = (np.float16, np.float32, np.float64)
+_CODED = INTEGER_KERNELS | {"MatMulNBits"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def find(model: Model, skips: list[Skip], *, tables: bool) -> list[Site]:
     found = []
     for graph in model.graphs():
         scope = Scope(graph)
+        skips += [Skip(label(n), "its weights are integers already") for n in graph.nodes if _is_coded(n, scope)]
         for site in filter(None, (_site(node, graph) for node in graph.nodes)):
             if site.is_table and (not tables or len(site.weight.shape) != 2 or site.weight.dtype not in _FLOATS):
                 continue
@@ -103,6 +106,16 @@ def find(model: Model, skips: list[Skip], *, tables: bool) -> list[Site]:
             else:
                 found.append(site)
     return found
+
+
+def _is_coded(node: Node, scope: Scope) -> bool:
+    """Does it multiply with weights that are stored as integers?"""
+    if node.op in _CODED:
+        return True
+    if not node.is_standard or node.op not in ("Conv", "Gemm", "MatMul"):
+        return False
+    makers = [scope.producer(t) for t in node.inputs[:2]]
+    return any(m is not None and m.op == "DequantizeLinear" and is_constant(m.inputs[0]) for m in makers)
 
 
 def _site(node: Node | None, graph: Graph) -> Site | None:

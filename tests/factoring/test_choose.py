@@ -160,4 +160,4 @@ def test_what_is_tried_of_many_choices() -> None:
 
 def test_multiplications_are_counted_where_they_are_made() -> None:
     assert Choice((2, 3), (10, 20, 30), 0).macs(4, 1) == 4 * 10 + 20 + 30
-    assert Choice((2,), (10, 20), 0).macs(4, 1) == 30
+    assert Choice((2,), (10, 20), 0).macs(1, 1) == 30

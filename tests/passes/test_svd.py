@@ -167,6 +167,14 @@ def test_integers_are_left_alone(check_pass, parse):
     check_pass(svd(), before, changed=0, skipped=["of type int32"])
 
 
+def test_quantized_layers_say_so(check_pass, parse):
+    before = parse("""g (float[N,80] x) => (float[] z) <int8[80,80] q, float s = {0.01}> {
+        w = DequantizeLinear (q, s)
+        z = MatMul (x, w)
+    }""")
+    check_pass(svd(), before, changed=0, skipped=["its weights are integers already"])
+
+
 def test_factors_are_not_split_again(check_pass, parse):
     head = "g (float[N,200] x) => (float[] z) <float[200,50] p, float[50,200] q>"
     pair = parse(f"{head} {{ y = MatMul (x, p) z = MatMul (y, q) }}")
