@@ -24,7 +24,8 @@ from onnxopt.report.report import Report, StepReport
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 ZOO = Path(os.environ.get("ONNXOPT_ZOO", "/nowhere"))
-PRUNE, SVD, SPARSIFY = "prune:samples=32", "svd:timed=false:samples=32", "sparsify:samples=16:criterion=magnitude"
+PRUNE, SVD = "prune:samples=32", "svd:ratio=0.5:timed=false:samples=32"
+SPARSIFY = "sparsify:samples=16:criterion=magnitude"
 QUANT, DYNAMIC, WEIGHTS = "quant:effort=fast:measure=false", "quant-dynamic", "quant-weights:rounding=nearest"
 CLUSTER, HALF = "cluster:data=false", "fp16:weights"
 LOSSY = [name for name, kind in spec.known_passes().items() if not kind.exact]
