@@ -1,7 +1,8 @@
-"""nncf.compress_weights on ONNX: groups of 32.
+"""nncf.compress_weights on ONNX: groups of 32, in what it can write so that ONNX Runtime runs it.
 
-It gets opset 21, because for older ones it writes zero points that ONNX Runtime refuses, and MatMul for Gemm, because
-it cuts a transposed weight into blocks along the wrong axis.
+It gets opset 21, because for older ones it writes zero points that ONNX Runtime refuses; MatMul for Gemm, because it
+cuts a transposed weight into blocks along the wrong axis; no Conv, for the same reason; and leaves alone what 32 does
+not divide.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ def quantize(request: Request) -> None:
         mode=nncf.CompressWeightsMode(options["mode"]),
         group_size=32,
         all_layers=options.get("all", False),
+        ignored_scope=nncf.IgnoredScope(types=["Conv"], validate=False),
+        advanced_parameters=nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.IGNORE
+        ),
         **settings,
     )
     onnx.save(made, request.output)
