@@ -71,6 +71,13 @@ def small_net(seed: int = 0) -> onnx.ModelProto:
     return model
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little time for the clock: how fast things are is not what these tests are about."""
+    monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.2)
+    monkeypatch.setattr("onnxopt.check.clock._ROUND_S", 0.1)
+
+
 @pytest.fixture
 def net(tmp_path: Path) -> Path:
     """A model file in a folder of its own, with calibration data beside it."""

@@ -91,8 +91,7 @@ def test_several_models(net: Path, run) -> None:
     assert "a report is about one model" in done.err
 
 
-def test_the_report_that_accepted_a_model(net: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.1)
+def test_the_report_that_accepted_a_model(net: Path, run) -> None:
     made, report = net.with_name("made.onnx"), net.with_name("made.json")
     line = ("optimize", net, "--passes", "fold-bn", "--min-speedup", "0", "-o", made, "--report", report, "--quiet")
     assert run(*line).code == 0
@@ -189,6 +188,7 @@ def test_the_script_of_the_action(net: Path, tmp_path: Path) -> None:
 
 def test_the_action_and_the_hook_are_yaml() -> None:
     import yaml
+
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     assert action["runs"]["using"] == "composite"
     for step in action["runs"]["steps"]:

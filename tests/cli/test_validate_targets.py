@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ from onnxopt.targets.way import Unavailable
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache in which only masked libraries are kept, so that nothing is emulated; and little time for the clock."""
+def without_emulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache in which only masked libraries are kept, so that nothing is emulated."""
     if (real := Path.home() / ".cache/onnxopt/masked").is_dir():
         (tmp_path / "cache/onnxopt").mkdir(parents=True)
         (tmp_path / "cache/onnxopt/masked").symlink_to(real)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.1)
-    monkeypatch.setattr("onnxopt.check.clock._ROUND_S", 0.1)
 
 
 @pytest.fixture
@@ -75,7 +72,7 @@ def test_processors_that_are_left_out_are_named(net: Path, run) -> None:
 
 def test_a_failed_target_rejects(net: Path, run, avx2: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxopt.check.targets.grown", lambda *_: ["the error is large"])
-    monkeypatch.setattr("onnxopt.check.targets.is_quantized", lambda _: True)
+    monkeypatch.setattr("onnxopt.check.targets.is_coarse", lambda _: True)
     report = net.parent / "r.json"
     done = run("validate", net, net, "--target", avx2, "--min-speedup", "0", "--report", report)
     assert done.code == 1
