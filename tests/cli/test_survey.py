@@ -56,7 +56,17 @@ def test_sensitivity_of_a_quantized_model(net: Path, run) -> None:
 def test_a_dry_run_tells_and_writes_nothing(net: Path, run) -> None:
     report = net.parent / "r.json"
     before = set(net.parent.iterdir())
-    done = run("optimize", net, "-p", "quant:exclude=conv1,prune,svd:latency=-10%", "--samples", "16", "--dry-run", "--report", report)
+    done = run(
+        "optimize",
+        net,
+        "-p",
+        "quant:exclude=conv1,prune,svd:latency=-10%",
+        "--samples",
+        "16",
+        "--dry-run",
+        "--report",
+        report,
+    )
     assert done.code == 0, done.err
     assert set(net.parent.iterdir()) == before | {report}
     found = json.loads(report.read_text())
