@@ -114,6 +114,7 @@ def _timed(paths: tuple[Path, Path], feed: Feed, threads: int, track: Track) -> 
     for _ in track(range(_ROUNDS), "time both models"):
         original, other = (Session(path, threads=threads) for path in paths)
         rounds.append(interleave(original, other, feed, budget_s=_ROUND_S, min_pairs=_MIN_PAIRS))
+        del original, other  # or the next two would lie in memory beside them
     return Timing.over(rounds)
 
 
