@@ -15,9 +15,9 @@ EXACT: dict[np.dtype[Any], float] = {
     np.dtype(np.float64): 1e-10,
 }
 
-# A quantized model on another processor may err by so many times the energy of its error here, and besides by so much of
-# the signal's energy. Ties that are rounded the other way draw the same error anew: its energy changes by a tenth. Sums
-# that overflow in 16 bits make it 4 to 100 times as large. An error of 1 % of the signal (40 dB) is not worth a word.
+# A quantized model on another processor may err by so many times the energy of its error here, and besides by so much
+# of the signal's energy. Ties that are rounded the other way draw the same error anew: its energy changes by a tenth.
+# Sums that overflow in 16 bits make it 4 to 100 times as large. An error of 1 % of the signal is not worth a word.
 ERROR_GROWTH = 2.0
 ERROR_FLOOR = 1e-4
 
