@@ -116,13 +116,13 @@ def test_each_layer_alone(model: Model, data: Dataset, only: Callable[..., None]
     before = model.digest()
     found = look(model, data)
     assert model.digest() == before
-    assert [(o.layer, o.op, o.spec) for o in found.offers] == [("a", "MatMul", "split"), ("c", "MatMul", "split")]
-    exact, damaged = found.offers
+    exact, damaged = sorted(found.offers, key=lambda o: o.layer)  # their own order goes by time
+    assert [(o.layer, o.op, o.spec) for o in (exact, damaged)] == [("a", "MatMul", "split"), ("c", "MatMul", "split")]
     for offer in found.offers:
         assert offer.saved_bytes == 4 * (128 * 128 - 2 * 128 * 16)
         assert (offer.before.macs, offer.after.macs) == (128 * 128, 2 * 128 * 16)
     assert exact.sqnr_db > 100  # its rank is no more than what is left
-    assert exact.verdict == "pays"
+    assert exact.verdict in ("pays", "smaller, slower")  # microseconds decide which
     assert 0 < damaged.sqnr_db < 10
     assert damaged.verdict == "harms"
     (whole,) = found.passes
@@ -140,9 +140,10 @@ def test_each_layer_alone(model: Model, data: Dataset, only: Callable[..., None]
 def test_small_layers_are_tried_together(model: Model, data: Dataset, only: Callable[..., None]) -> None:
     only(Spoil)
     found = look(model, data)
-    assert [o.layer for o in found.offers] == ["a", "c", "the rest (1)"]
-    assert [o.verdict for o in found.offers] == ["harms"] * 3
-    assert found.offers[2].sqnr_db == pytest.approx(10 * math.log10(1 / 4), abs=1e-3)  # the sign of the outputs
+    offers = sorted(found.offers, key=lambda o: o.layer)  # their own order goes by time
+    assert [o.layer for o in offers] == ["a", "c", "the rest (1)"]
+    assert [o.verdict for o in offers] == ["harms"] * 3
+    assert offers[2].sqnr_db == pytest.approx(10 * math.log10(1 / 4), abs=1e-3)  # the sign of the outputs
 
 
 def test_what_does_not_work_says_why(model: Model, data: Dataset, only: Callable[..., None]) -> None:
