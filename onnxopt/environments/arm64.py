@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +35,7 @@ from onnxopt.errors import TargetError
 from onnxopt.progress import Track
 from onnxopt.runtime import session
 from onnxopt.runtime.machine import architecture
+from onnxopt.targets.emulated import qemu_version
 from onnxopt.targets.environment import read_environment
 from onnxopt.targets.folders import arm64_folder
 
@@ -58,11 +58,9 @@ def current() -> str | None:
     there = read_environment(arm64_folder())
     if there is None or there.onnxruntime != session.__version__:
         return None
-    try:
-        same = _version(Path(there.qemu)) == there.qemu_version
-    except (OSError, ValueError, subprocess.SubprocessError):
+    if qemu_version(there.qemu) != there.qemu_version:
         return None
-    return _line(there.onnxruntime, there.qemu_version) if same else None
+    return _line(there.onnxruntime, there.qemu_version)
 
 
 def plan(source: Source) -> list[str]:
@@ -131,7 +129,7 @@ def _make(new: Path, source: Source, say: Callable[[str], None], track: Track) -
     (new / "lock.json").write_text(dump(lock), encoding="utf-8")
     made = {
         "qemu": "bin/qemu-aarch64" if emulator is None else str(emulator),
-        "qemu_version": _version(emulator or new / "bin/qemu-aarch64"),
+        "qemu_version": qemu_version(str(emulator or new / "bin/qemu-aarch64")),
         "python": PYTHON,
         "onnxruntime": versions["onnxruntime"],
         "numpy": versions["numpy"],
@@ -175,6 +173,8 @@ def _fits(emulator: Path, new: Path, say: Callable[[str], None], track: Track) -
 def _test(emulator: Path, new: Path, track: Track) -> None:
     for _ in track(range(1), "Test in emulation"):
         selftest.check(emulator, new / "sysroot", new / "sysroot" / PYTHON, new / "site", session.__version__)
+    if qemu_version(str(emulator)) is None:
+        raise TargetError(f"{emulator} does not say which version it is")
 
 
 def _unpack_emulator(part: Part, mirror: Mirror, new: Path, track: Track) -> None:
@@ -197,15 +197,6 @@ def _keep_licenses(system: Path, licenses: Path) -> None:
     for path in sorted(system.glob("usr/share/doc/*/copyright")):
         shutil.copyfile(path, licenses / f"{path.parent.name}.txt")
     shutil.rmtree(system / "usr/share/doc", ignore_errors=True)
-
-
-def _version(emulator: Path) -> str:
-    """The number that a program says it has. Raises OSError, ValueError."""
-    done = subprocess.run([emulator, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
-    match = re.search(r"version (\S+)", done.stdout)
-    if match is None:
-        raise ValueError(f"{emulator} tells no version")
-    return match[1]
 
 
 def _line(onnxruntime: str, qemu: str) -> str:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from functools import cache
 
 from onnxopt.runtime import session
 from onnxopt.runtime.exchange import Answer, Job
@@ -91,7 +90,6 @@ def _find_x86(target: Target) -> Emulated | Unavailable:
     return Emulated(target, (found, "-cpu", target.cpu, sys.executable), version, slowdown=5000)
 
 
-@cache
 def qemu_version(emulator: str) -> str | None:
     """What an emulator says its version is, "10.0.13"; None where it does not."""
     try:

@@ -130,6 +130,19 @@ def test_an_emulator_that_is_here_and_fits_is_used(
     assert "emulated as cortex-a53 was ended by SIGSEGV" in said[-1]
 
 
+def test_an_emulator_that_tells_no_version(
+    mirror: Any, lock: Lock, no_pip: None, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "qemu-aarch64").touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(arm64, "_ON_PATH", ("qemu-aarch64",))
+    monkeypatch.setattr(arm64.selftest, "check", lambda *_: None)
+    arm64.set_up(Source(mirror=mirror.address, lock=lock), said.append, silent)
+    mine = tmp_path / "qemu-aarch64"
+    assert said[-1] == f"{mine} does not fit, another is fetched: {mine} does not say which version it is"
+    assert json.loads((arm64_folder() / "environment.json").read_text())["qemu_version"] == "10.0.99"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "error"),
     [

@@ -14,7 +14,7 @@ from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.target import TARGETS, X86_AVX2
 from onnxopt.targets import counting
 from onnxopt.targets.counting import Counter, find_counter
-from onnxopt.targets.emulated import Emulated, find_emulator, qemu_version
+from onnxopt.targets.emulated import Emulated, find_emulator
 from onnxopt.targets.way import Unavailable
 
 A53, A72, A76, V1 = (TARGETS[f"arm64-{cpu}"] for cpu in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-v1"))
@@ -36,7 +36,6 @@ def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             f'{says}\nshift 4; exec "$@"\n'
         )
         file.chmod(0o755)
-        qemu_version.cache_clear()
         counting._takes_plugins.cache_clear()
 
     return put

@@ -76,7 +76,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the environment would lie in an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    qemu_version.cache_clear()
     return tmp_path / "onnxopt/targets/arm64"
 
 
