@@ -18,8 +18,6 @@ from onnxopt.report.plot import HEIGHT, WIDTH, plot
 from onnxopt.report.report import (
     Cause,
     FileInfo,
-    GateResult,
-    Latency,
     LayerNoise,
     OutputQuality,
     Remedy,
@@ -30,30 +28,6 @@ from onnxopt.report.report import (
 )
 
 EVIL = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
-VALIDATION = Validation(
-    target="native",
-    samples=500,
-    sqnr_db=28.4,
-    cosine=0.99912,
-    outputs=(OutputQuality("scores", 28.4, 0.999, 0.1), OutputQuality(EVIL, math.inf, 1.0, math.nan, 0.99)),
-    agreement=0.985,
-    accuracy=0.805,
-    accuracy_reference=0.81,
-    accuracy_top5=None,
-    accuracy_top5_reference=None,
-    latency_ms=1.0,
-    latency_reference_ms=2.0,
-    latency=Latency(1.0, 0.9, 1.1),
-    latency_reference=Latency(2.0, 1.9, 2.1),
-    speedup=2.0,
-    speedup_low=1.95,
-    speedup_high=2.05,
-    threads=1,
-    batch=1,
-    peak_memory_bytes=5_000_000,
-    peak_memory_reference_bytes=10_000_000,
-    notes=("of the validation",),
-)
 FIGURES = {
     "channels": {"conv1": [32, 24], EVIL: [64, 64]},
     "curve": [[0.0, 0.0], [0.1, 0.002], [0.25, 0.01]],
@@ -67,21 +41,17 @@ FIGURES = {
     "check": {"scores": math.inf},
     "notes": ["of the pass"],
 }
-REPORT = Report(
-    versions={"onnx": "1.23"},
-    machine={"cpu": "fast one", "instructions": ["avx", "vnni"], "memory_bytes": 8_000_000_000, "system": None},
-    passes=(StepReport("fold-bn", 0.1, 3), StepReport("prune", 1.5, 7, ((EVIL, "first"), ("b", "last")), FIGURES)),
-    notes=("of the run",),
-    input=FileInfo("a.onnx", "0a0b", 1000, 250, 4000),
-    output=FileInfo("b.onnx", "1c1d", 300, 200, 1000),
-    validation=(VALIDATION,),
-    gates=(
-        GateResult("max-drop", 0.01, 0.005, True, "0.5 points lost"),
-        GateResult("min-speedup", 3, 2.0, False, "3 wanted"),
-        GateResult("other", 0, None, None, "nothing to judge"),
-    ),
-    verdict="accepted",
-)
+
+
+@pytest.fixture(scope="module")
+def report(report: Report, validation: Validation) -> Report:
+    outputs = (validation.outputs[0], OutputQuality(EVIL, math.inf, 1.0, math.nan, 0.99))
+    return replace(
+        report,
+        passes=(StepReport("fold-bn", 0.1, 3), StepReport("prune", 1.5, 7, ((EVIL, "first"), ("b", "last")), FIGURES)),
+        output=FileInfo("b.onnx", "1c1d", 300, 200, 1000),
+        validation=(replace(validation, outputs=outputs),),
+    )
 
 
 def tree(report: Report) -> ElementTree.Element:
@@ -96,8 +66,8 @@ def rows(report: Report) -> list[list[str]]:
     return [[text_of(cell) for cell in row] for row in tree(report).iter("tr")]
 
 
-def test_every_gate_and_figure_shows() -> None:
-    found, text = rows(REPORT), text_of(tree(REPORT))
+def test_every_gate_and_figure_shows(report: Report) -> None:
+    found, text = rows(report), text_of(tree(report))
     assert ["max-drop", "holds", "0.5 points lost"] in found
     assert ["min-speedup", "fails", "3 wanted"] in found
     assert ["other", "not judged", "nothing to judge"] in found
@@ -118,8 +88,8 @@ def test_every_gate_and_figure_shows() -> None:
         assert words in text
 
 
-def test_names_are_text() -> None:
-    page = to_html(REPORT)
+def test_names_are_text(report: Report) -> None:
+    page = to_html(report)
     elements = {e.tag for e in ElementTree.fromstring(page).iter()}
     assert elements.isdisjoint({"script", "img", "link", "iframe"})
     assert page.count("&lt;script&gt;") == 6
@@ -127,7 +97,7 @@ def test_names_are_text() -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_page_is_html_as_well() -> None:
+def test_the_page_is_html_as_well(report: Report) -> None:
     class Balanced(HTMLParser):
         def __init__(self) -> None:
             super().__init__()
@@ -142,32 +112,32 @@ def test_the_page_is_html_as_well() -> None:
         def handle_endtag(self, tag: str) -> None:
             assert self.stack.pop() == tag
 
-    page = to_html(REPORT)
+    page = to_html(report)
     parser = Balanced()
     parser.feed(page)
     assert parser.stack == []
     assert page.startswith("<!DOCTYPE html>")
 
 
-def test_characters_that_no_page_can_hold() -> None:
-    odd = replace(REPORT, notes=("a\x00b\x1b[31mc\udcffd\uffff é 漢 😀",))
+def test_characters_that_no_page_can_hold(report: Report) -> None:
+    odd = replace(report, notes=("a\x00b\x1b[31mc\udcffd\uffff é 漢 😀",))
     assert "a�b�[31mc�d� é 漢 😀" in text_of(tree(odd))
 
 
-def test_what_is_missing_is_not_shown() -> None:
+def test_what_is_missing_is_not_shown(report: Report, validation: Validation) -> None:
     bare = text_of(tree(Report({}, {})))
     for words in ("Gates", "Passes", "Notes", "Original"):
         assert words not in bare
-    plain = replace(REPORT, passes=(StepReport("prune", 1.0, 0, figures={"channels": 5, "curve": [[0, 0]]}),))
+    plain = replace(report, passes=(StepReport("prune", 1.0, 0, figures={"channels": 5, "curve": [[0, 0]]}),))
     text = text_of(tree(plain))
     for words in ("Channels kept", "Predicted error", "go together", "left alone ("):
         assert words not in text
-    rejected = replace(REPORT, output=None, verdict="rejected", validation=(replace(VALIDATION, accuracy=None),))
+    rejected = replace(report, output=None, verdict="rejected", validation=(replace(validation, accuracy=None),))
     assert ["size", "1.00 kB", "", ""] in rows(rejected)
     assert "same top answer 98.5 % of 500 samples" in text_of(tree(rejected))
 
 
-def test_targets_causes_and_how_to_do_it_again() -> None:
+def test_targets_causes_and_how_to_do_it_again(report: Report) -> None:
     cause = Cause(EVIL, "pairs overflow", (Remedy("made for avx2", "0.3 dB"), Remedy("nothing", "")))
     found = (
         TargetResult("x86-64-avx2", "masked", "failed", "68 % agree", 100, 12.0, causes=(cause,), departure="conv1"),
@@ -175,7 +145,7 @@ def test_targets_causes_and_how_to_do_it_again() -> None:
         TargetResult("arm64-cortex-a53", "emulated", "not checked", EVIL),
     )
     line = f"onnxopt validate a b --data '{EVIL}'"
-    page = tree(replace(REPORT, targets=found, reproduce=(line,), layers=(LayerNoise("t1", 30.0),)))
+    page = tree(replace(report, targets=found, reproduce=(line,), layers=(LayerNoise("t1", 30.0),)))
     states = [(e.get("class"), text_of(e)) for e in page.iter("span") if str(e.get("class")).startswith("state")]
     assert states == [("state failed", "failed")] * 2 + [("state unchecked", "not checked")]
     text = text_of(page)
@@ -187,14 +157,14 @@ def test_targets_causes_and_how_to_do_it_again() -> None:
     assert ["t1", "", "30.0 dB"] in [[text_of(cell) for cell in row] for row in page.iter("tr")]
 
 
-def test_pairs_of_bars() -> None:
-    page = tree(REPORT)
+def test_pairs_of_bars(report: Report) -> None:
+    page = tree(report)
     bars = [float(str(r.get("width"))) for r in page.iter("rect") if r.get("class") in ("before", "after kept")]
     assert bars == [100.0, 30.0, 100.0, 80.0, 100.0, 25.0, 100.0, 50.0, 100.0, 50.0]
 
 
-def test_bars_and_curve() -> None:
-    page = tree(REPORT)
+def test_bars_and_curve(report: Report) -> None:
+    page = tree(report)
     assert [r.get("width") for r in page.iter("rect") if r.get("class") == "kept"] == ["75.0", "100.0"]
     (line,) = page.iter("polyline")
     points = [tuple(map(float, p.split(","))) for p in str(line.get("points")).split()]
@@ -202,7 +172,7 @@ def test_bars_and_curve() -> None:
     assert points == list(found.points)
     assert "25.0 % saved, error 0.01" in text_of(page)
     assert len(list(page.iter("circle"))) == 3
-    long = replace(REPORT, passes=(StepReport("prune", 1.0, 1, figures={"curve": [[i / 60, i] for i in range(60)]}),))
+    long = replace(report, passes=(StepReport("prune", 1.0, 1, figures={"curve": [[i / 60, i] for i in range(60)]}),))
     assert len(list(tree(long).iter("circle"))) == 1  # points would hide the line
 
 
@@ -225,12 +195,12 @@ def test_ticks_are_round_and_hold_every_point(
     assert found.bottom < HEIGHT
 
 
-def test_the_name_says_what_is_written(tmp_path: Path) -> None:
-    write_report(REPORT, tmp_path / "r.HTML")
-    assert (tmp_path / "r.HTML").read_text(encoding="utf-8") == to_html(REPORT)
+def test_the_name_says_what_is_written(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "r.HTML")
+    assert (tmp_path / "r.HTML").read_text(encoding="utf-8") == to_html(report)
     for name in ("r.json", "r.txt", "r"):
-        write_report(REPORT, tmp_path / name)
+        write_report(report, tmp_path / name)
         assert read_json(tmp_path / name).verdict == "accepted"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r", "r.HTML", "r.json", "r.txt"]
     with pytest.raises(OutputError, match=r"cannot write the report .*r\.html: .*; choose another place with --report"):
-        write_report(REPORT, tmp_path / "no" / "r.html")
+        write_report(report, tmp_path / "no" / "r.html")

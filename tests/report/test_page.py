@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from onnxopt.report.html import to_html
 from onnxopt.report.report import (
     Cause,
     FileInfo,
-    GateResult,
-    Latency,
     LayerNoise,
     OutputQuality,
     Remedy,
@@ -70,46 +68,10 @@ FIGURES = {
     "trials": [[0, 0.0, 30.0], [2, 0.2, 35.0], [3, 0.25, 34.0], [4, 0.3, 41.0]],
     "left_float": [{"layer": name, "op": "Conv", "sqnr_db": 40.0 + i, "lost_ms": 0.1} for i, name in enumerate("ab")],
 }
-VALIDATION = Validation(
-    target="native",
-    samples=500,
-    sqnr_db=28.4,
-    cosine=0.99912,
-    outputs=(OutputQuality("a" * 120, 28.4, 0.999, 0.1), OutputQuality("other", math.inf, 1.0, math.nan, 0.99)),
-    agreement=0.985,
-    accuracy=0.805,
-    accuracy_reference=0.81,
-    accuracy_top5=None,
-    accuracy_top5_reference=None,
-    latency_ms=1.0,
-    latency_reference_ms=2.0,
-    latency=Latency(1.0, 0.9, 1.1),
-    latency_reference=Latency(2.0, 1.9, 2.1),
-    speedup=2.0,
-    speedup_low=1.95,
-    speedup_high=2.05,
-    threads=1,
-    batch=1,
-    peak_memory_bytes=5_000_000,
-    peak_memory_reference_bytes=10_000_000,
-)
-REPORT = Report(
-    versions={"onnx": "1.23"},
-    machine={"cpu": "one", "flags": "a" * 150},
-    passes=(StepReport("prune:exclude=" + "very_long_name_" * 9, 1.5, 7, tuple((n, "why") for n in LAYERS), FIGURES),),
-    notes=("a note " * 30, "n" * 150),
-    input=FileInfo("folder/" + "a" * 120 + ".onnx", "0a0b" * 16, 1000, 250, 4000),
-    output=FileInfo("b.onnx", "1c1d" * 16, 300, 200, 1000),
-    validation=(VALIDATION,),
-    targets=(
-        TargetResult("x86-64-avx2", "masked", "failed", "68.1 % agree", 500, 12.3, causes=(SATURATION,), departure="b"),
-        TargetResult("arm64-cortex-a53", "emulated", "passed", "", 500, 28.4, 28.4, 0.9, 0.9, parity_db=math.inf),
-        TargetResult("ssh://somebody@a-device-with-a-long-name.example", "ssh", "not checked", "no route " * 20),
-    ),
-    gates=(GateResult("min-agreement", 0.9, 0.985, True, "fine"), GateResult("max-size", 1, 2, False, "too large")),
-    layers=tuple(LayerNoise(f"tensor{i}", 30.0 + i) for i in range(3)),
-    reproduce=("onnxopt optimize model.onnx --passes prune --data " + "c" * 150,),
-    verdict="accepted",
+TARGETS = (
+    TargetResult("x86-64-avx2", "masked", "failed", "68.1 % agree", 500, 12.3, causes=(SATURATION,), departure="b"),
+    TargetResult("arm64-cortex-a53", "emulated", "passed", "", 500, 28.4, 28.4, 0.9, 0.9, parity_db=math.inf),
+    TargetResult("ssh://somebody@a-device-with-a-long-name.example", "ssh", "not checked", "no route " * 20),
 )
 PARTS = {
     *(
@@ -148,9 +110,27 @@ def browse(folder: Path, page: Path, *flags: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def looks(tmp_path_factory: pytest.TempPathFactory) -> Looks:
+def report(report: Report, validation: Validation) -> Report:
+    long, other = OutputQuality("a" * 120, 28.4, 0.999, 0.1), OutputQuality("other", math.inf, 1.0, math.nan, 0.99)
+    prune = StepReport("prune:exclude=" + "very_long_name_" * 9, 1.5, 7, tuple((n, "why") for n in LAYERS), FIGURES)
+    return replace(
+        report,
+        machine={"cpu": "one", "flags": "a" * 150},
+        passes=(prune,),
+        notes=("a note " * 30, "n" * 150),
+        input=FileInfo("folder/" + "a" * 120 + ".onnx", "0a0b" * 16, 1000, 250, 4000),
+        output=FileInfo("b.onnx", "1c1d" * 16, 300, 200, 1000),
+        validation=(replace(validation, outputs=(long, other)),),
+        targets=TARGETS,
+        layers=tuple(LayerNoise(f"tensor{i}", 30.0 + i) for i in range(3)),
+        reproduce=("onnxopt optimize model.onnx --passes prune --data " + "c" * 150,),
+    )
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory: pytest.TempPathFactory, report: Report) -> Looks:
     folder = tmp_path_factory.mktemp("page")
-    held = html.escape(to_html(REPORT))
+    held = html.escape(to_html(report))
     frames = "".join(
         f'<iframe id="{name}" style="border:0;flex:none;width:{width}px;height:{HEIGHT}px" srcdoc="{held}"></iframe>'
         for name, width in WIDTHS.items()

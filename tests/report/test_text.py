@@ -15,10 +15,6 @@ from onnxopt.report.execution import Execution, Product, Step
 from onnxopt.report.html import to_html
 from onnxopt.report.inspection import Inspection, Prospect
 from onnxopt.report.report import (
-    FileInfo,
-    GateResult,
-    Latency,
-    OutputQuality,
     Report,
     StepReport,
     Validation,
@@ -26,50 +22,6 @@ from onnxopt.report.report import (
 )
 from onnxopt.report.tables import Bar
 from onnxopt.report.text import PassLine, render, render_execution, render_inspection, render_passes
-
-VALIDATION = Validation(
-    target="native",
-    samples=500,
-    sqnr_db=28.4,
-    cosine=0.99912,
-    outputs=(OutputQuality("scores", 28.4, 0.999, 0.1), OutputQuality("best", 20.0, 0.99, math.nan, 0.99)),
-    agreement=0.985,
-    accuracy=0.805,
-    accuracy_reference=0.81,
-    accuracy_top5=None,
-    accuracy_top5_reference=None,
-    latency_ms=1.0,
-    latency_reference_ms=2.0,
-    latency=Latency(1.0, 0.9, 1.1),
-    latency_reference=Latency(2.0, 1.9, 2.1),
-    speedup=2.0,
-    speedup_low=1.95,
-    speedup_high=2.05,
-    threads=1,
-    batch=1,
-    peak_memory_bytes=5_000_000,
-    peak_memory_reference_bytes=10_000_000,
-    notes=("of the validation",),
-)
-SKIPS = (*((f"conv{i}", "shares its channels") for i in range(5)), ("[red]x[/red]", "last layer"))
-REPORT = Report(
-    versions={},
-    machine={},
-    passes=(
-        StepReport("fold-bn", 0.1, 3),
-        StepReport("prune:ratio=0.3", 1.5, 7, SKIPS, {"kept": 0.71234, "layers": {"a": 1}, "bits": 8}),
-    ),
-    notes=("of the run", "of the run"),
-    input=FileInfo("a.onnx", "00", 1000, 250, 4000),
-    output=FileInfo("b.onnx", "11", 300, 200, None),
-    validation=(VALIDATION,),
-    gates=(
-        GateResult("max-drop", 0.01, 0.005, True, "0.5 points lost"),
-        GateResult("min-speedup", 3, 2.0, False, "3 wanted"),
-        GateResult("other", 0, None, None, "nothing to judge"),
-    ),
-    verdict="accepted",
-)
 
 
 def shown(renderable: RenderableType, width: int = 140) -> str:
@@ -83,8 +35,8 @@ def lines(renderable: RenderableType, width: int = 140) -> list[list[str]]:
     return [[c.strip() for c in line.split("  ") if c.strip()] for line in shown(renderable, width).splitlines()]
 
 
-def test_all_figures_are_there() -> None:
-    found = lines(render(REPORT))
+def test_all_figures_are_there(report: Report) -> None:
+    found = lines(render(report))
     assert ["fold-bn", "3", "0", "0.1 s"] in found
     assert ["prune:ratio=0.3", "7", "6", "1.5 s", "kept 0.712, bits 8"] in found
     assert ["file", "a.onnx", "b.onnx"] in found
@@ -104,30 +56,30 @@ def test_all_figures_are_there() -> None:
     assert ["other", "not judged", "nothing to judge"] in found
 
 
-def test_notes_come_once() -> None:
-    text = shown(render(REPORT))
+def test_notes_come_once(report: Report) -> None:
+    text = shown(render(report))
     assert text.count("note: of the run") == 1
     assert text.count("note: of the validation") == 1
 
 
-def test_notes_of_a_pass_are_notes() -> None:
+def test_notes_of_a_pass_are_notes(report: Report) -> None:
     step = StepReport("quant", 0.1, 3, figures={"notes": ["too few samples", "of the run"]})
-    text = shown(render(replace(REPORT, passes=(step,))))
+    text = shown(render(replace(report, passes=(step,))))
     assert text.count("note: too few samples") == 1
     assert text.count("note: of the run") == 1
 
 
-def test_skips_by_reason() -> None:
-    found = lines(render(REPORT))
+def test_skips_by_reason(report: Report) -> None:
+    found = lines(render(report))
     assert ["left alone by prune:ratio=0.3"] in found
     assert ["5", "shares its channels", "conv0, conv1, conv2, and 2 more"] in found
     assert ["1", "last layer", "[red]x[/red]"] in found  # a name, not markup
-    assert ["5", "shares its channels", "conv0, conv1, conv2, conv3, conv4"] in lines(render(REPORT, verbose=True))
+    assert ["5", "shares its channels", "conv0, conv1, conv2, conv3, conv4"] in lines(render(report, verbose=True))
 
 
-def test_what_was_cut_but_not_repaired_is_not_left_alone() -> None:
+def test_what_was_cut_but_not_repaired_is_not_left_alone(report: Report) -> None:
     skips = (("a", "last layer"), ("b", "not repaired: it pads automatically"))
-    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, skips),))
+    report = replace(report, passes=(StepReport("prune", 1.0, 3, skips),))
     found, page = lines(render(report)), to_html(report)
     assert ["prune", "3", "1", "1.0 s"] in found
     tables = [i for i, row in enumerate(found) if row in (["left alone by prune"], ["cut, but not repaired, by prune"])]
@@ -139,20 +91,20 @@ def test_what_was_cut_but_not_repaired_is_not_left_alone() -> None:
     assert "not repaired" not in to_html(replace(report, passes=(StepReport("prune", 1.0, 3, skips[:1]),)))
 
 
-def test_one_output_is_shown_only_when_asked_for() -> None:
-    one = replace(REPORT, validation=(replace(VALIDATION, outputs=VALIDATION.outputs[:1], threads=4),))
+def test_one_output_is_shown_only_when_asked_for(report: Report, validation: Validation) -> None:
+    one = replace(report, validation=(replace(validation, outputs=validation.outputs[:1], threads=4),))
     assert "largest error" not in shown(render(one))
     assert "largest error" in shown(render(one, verbose=True))
     assert "4 threads" in shown(render(one))
 
 
-def test_what_was_not_measured_is_not_shown() -> None:
-    bare = replace(VALIDATION, agreement=None, accuracy=None, peak_memory_bytes=None, sqnr_db=math.inf)
-    text = shown(render(replace(REPORT, validation=(bare,))))
+def test_what_was_not_measured_is_not_shown(report: Report, validation: Validation) -> None:
+    bare = replace(validation, agreement=None, accuracy=None, peak_memory_bytes=None, sqnr_db=math.inf)
+    text = shown(render(replace(report, validation=(bare,))))
     assert "accuracy" not in text
     assert "peak memory" not in text
     assert "same top answer" not in text
-    assert ["signal to noise", "equal", "cosine 0.99912"] in lines(render(replace(REPORT, validation=(bare,))))
+    assert ["signal to noise", "equal", "cosine 0.99912"] in lines(render(replace(report, validation=(bare,))))
 
 
 @pytest.mark.parametrize(
@@ -165,12 +117,12 @@ def test_what_was_not_measured_is_not_shown() -> None:
         ("not judged", "not judged"),
     ],
 )
-def test_the_verdict_is_the_last_line(verdict: Verdict, line: str) -> None:
-    assert shown(render(replace(REPORT, verdict=verdict))).splitlines()[-1] == line
+def test_the_verdict_is_the_last_line(report: Report, verdict: Verdict, line: str) -> None:
+    assert shown(render(replace(report, verdict=verdict))).splitlines()[-1] == line
 
 
-def test_a_result_that_is_the_original_says_so() -> None:
-    idle = replace(REPORT, passes=(StepReport("quant", 0.1, 0),))
+def test_a_result_that_is_the_original_says_so(report: Report) -> None:
+    idle = replace(report, passes=(StepReport("quant", 0.1, 0),))
     last = "saved as b.onnx, which is the original: no pass changed anything"
     assert shown(render(idle)).splitlines()[-1] == f"accepted: {last}"
     assert shown(render(replace(idle, verdict="not validated"))).splitlines()[-1] == f"not validated: {last}"
@@ -178,26 +130,26 @@ def test_a_result_that_is_the_original_says_so() -> None:
     assert shown(render(rejected)).splitlines()[-1] == "rejected: min-speedup fails; nothing was saved"
 
 
-def test_a_comparison_of_two_files_saves_nothing() -> None:
-    report = replace(REPORT, passes=(), gates=REPORT.gates[:1])
-    assert shown(render(report)).splitlines()[-1] == "accepted: every gate holds"
-    failed = replace(report, gates=REPORT.gates[1:2], verdict="rejected")
+def test_a_comparison_of_two_files_saves_nothing(report: Report) -> None:
+    holds = replace(report, passes=(), gates=report.gates[:1])
+    assert shown(render(holds)).splitlines()[-1] == "accepted: every gate holds"
+    failed = replace(holds, gates=report.gates[1:2], verdict="rejected")
     assert shown(render(failed)).splitlines()[-1] == "rejected: min-speedup fails"
     assert "left alone" not in shown(render(failed))
 
 
-def test_a_rejected_result_has_no_file() -> None:
-    assert ["size", "1.00 kB"] in lines(render(replace(REPORT, output=None, verdict="rejected")))
+def test_a_rejected_result_has_no_file(report: Report) -> None:
+    assert ["size", "1.00 kB"] in lines(render(replace(report, output=None, verdict="rejected")))
     assert shown(render(Report({}, {}))) == "not judged\n"
 
 
-def test_narrow_terminals_lose_nothing() -> None:
-    text = shown(render(REPORT), 60).replace("\n", " ")
+def test_narrow_terminals_lose_nothing(report: Report) -> None:
+    text = shown(render(report), 60).replace("\n", " ")
     for word in ("conv2", "28.4", "2.05)", "min-speedup", "0.99912"):
         assert word in text
 
 
-def test_inspections() -> None:
+def test_inspections(report: Report) -> None:
     conv = OperatorCost("Conv", 19, 267_696, 1_070_784, 40_550_400)
     relu = OperatorCost("Relu", 19, 0, 0, 0)
     total = OperatorCost("total", 38, 267_696, 1_070_784, 81_100_800)
@@ -210,7 +162,7 @@ def test_inspections() -> None:
         total=total,
         operators=(conv, relu),
         passes=(
-            Prospect("prune", False, 8, SKIPS),
+            Prospect("prune", False, 8, report.passes[1].skips),
             Prospect("clean", True, 0),
             Prospect("svd", False, 0, failed="cannot"),
         ),
@@ -290,16 +242,16 @@ def test_a_least_share_of_integers(share: float | None, least: float, line: str)
     assert shown(render_execution(found, min_integer=least)).splitlines()[-1] == line
 
 
-def test_what_a_quantized_candidate_executes_is_one_line() -> None:
-    quantized = replace(VALIDATION, integer_share=0.991, islands=3, conversions=2)
+def test_what_a_quantized_candidate_executes_is_one_line(report: Report, validation: Validation) -> None:
+    quantized = replace(validation, integer_share=0.991, islands=3, conversions=2)
     row = ["MACs in integer kernels", "99.1 %", "3 products float, 2 conversions left"]
-    assert row in lines(render(replace(REPORT, validation=(quantized,))))
-    assert "integer kernels" not in shown(render(REPORT))
+    assert row in lines(render(replace(report, validation=(quantized,))))
+    assert "integer kernels" not in shown(render(report))
 
 
-def test_lists_of_records_are_tables() -> None:
+def test_lists_of_records_are_tables(report: Report) -> None:
     tried = [{"step": f"repair {i}", "after_db": 30.123456 + i, "kept": i % 2 == 0} for i in range(10)]
-    report = replace(REPORT, passes=(StepReport("quant", 1.0, 3, (), {"repairs": tried, "samples": [1, 2]}),))
+    report = replace(report, passes=(StepReport("quant", 1.0, 3, (), {"repairs": tried, "samples": [1, 2]}),))
     lines = shown(render(report))
     assert "repairs by quant" in lines
     assert "repair 7" in lines
@@ -322,8 +274,8 @@ CUT = {
 }
 
 
-def test_what_a_step_removed() -> None:
-    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), CUT),))
+def test_what_a_step_removed(report: Report) -> None:
+    report = replace(report, passes=(StepReport("prune", 1.0, 3, (), CUT),))
     found = lines(render(report))
     assert ["channels kept by prune"] in found
     assert ["conv0", "█" * 24, "32 of 32"] in found
@@ -348,9 +300,9 @@ def test_what_a_step_removed() -> None:
 @pytest.mark.parametrize(
     ("budget", "saved"), [("macs", "MACs"), ("params", "parameters"), ("size", "bytes"), ("latency", "time")]
 )
-def test_a_curve_says_what_is_saved(budget: str, saved: str) -> None:
+def test_a_curve_says_what_is_saved(report: Report, budget: str, saved: str) -> None:
     figures = {"budget": budget, "curve": [[0, 0], [0.3, 0.2], [0.25, 0.1]]}
-    report = replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), figures),))
+    report = replace(report, passes=(StepReport("prune", 1.0, 3, (), figures),))
     found = lines(render(report))
     assert [f"predicted error by {saved} saved, of prune"] in found
     assert [f"{saved} saved", "error"] in found
@@ -372,8 +324,8 @@ def test_a_curve_says_what_is_saved(budget: str, saved: str) -> None:
         {"channels": "many", "curve": [1, 2], "frozen": [{"why": "w"}]},
     ],
 )
-def test_figures_of_another_form_are_not_drawn(figures: dict[str, object]) -> None:
-    text = shown(render(replace(REPORT, passes=(StepReport("prune", 1.0, 3, (), figures),))))
+def test_figures_of_another_form_are_not_drawn(report: Report, figures: dict[str, object]) -> None:
+    text = shown(render(replace(report, passes=(StepReport("prune", 1.0, 3, (), figures),))))
     for title in ("channels kept", "predicted error", "go together", "channels that stay"):
         assert title not in text
     assert "groups by prune" in text or not isinstance(figures.get("groups"), list) or not figures["groups"]
