@@ -1,4 +1,4 @@
-"""onnxopt.job"""
+"""onnxopt optimize"""
 
 from __future__ import annotations
 
