@@ -19,6 +19,7 @@ from onnxopt import load, open_dataset
 from onnxopt.data.preprocess import Preprocess
 from onnxopt.graph.signature import Array, TensorSpec
 
+OURS = Path(__file__).parents[2] / "sample_models"
 RATE = 16000
 _MELS = 128
 _FRAMES = 5
@@ -42,6 +43,13 @@ class Request:
     @property
     def name(self) -> str:
         return self.inputs[0].name
+
+
+def places(name: str, models: Path, samples: Path) -> tuple[Path, Path, Path]:
+    """The model, the samples to calibrate with, the samples to judge by."""
+    if name.startswith("digits"):
+        return OURS / f"{name}.onnx", OURS / "digits_calib.npz", OURS / "digits_test.npz"
+    return models / f"{name}.onnx", samples / f"{name}.calib.npz", samples / f"{name}.eval.npz"
 
 
 def prepare(model: Path, data: Path, table: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:

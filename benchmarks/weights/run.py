@@ -24,6 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))
 
 from environments import InstallError, python_of
 from reference import Reference, or_error
+from samples import OURS, places
 from tables import document
 from texts import write_json
 from work import Limits, Tool, make
@@ -31,7 +32,6 @@ from work import Limits, Tool, make
 from onnxopt.runtime.machine import machine, versions
 
 HERE = Path(__file__).parent
-OURS = HERE.parents[1] / "sample_models"
 MODELS = ("digits_transformer", "nnsplit_en", "toyadmos_ad01", "silero_vad_v3_piper")
 Row = dict[str, Any]
 
@@ -68,13 +68,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gigabytes", type=float, default=12, help="a tool's memory limit")
     parser.add_argument("--timing", type=float, default=3.0, help="seconds to time each candidate; 0: not timed")
     return parser.parse_args()
-
-
-def places(name: str, models: Path, samples: Path) -> tuple[Path, Path, Path]:
-    """The model, the samples to round for, the samples to judge by."""
-    if name.startswith("digits"):
-        return OURS / f"{name}.onnx", OURS / "digits_calib.npz", OURS / "digits_test.npz"
-    return models / f"{name}.onnx", samples / f"{name}.calib.npz", samples / f"{name}.eval.npz"
 
 
 def compare(

@@ -19,7 +19,7 @@ def module(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "common")
     monkeypatch.syspath_prepend(FOLDER)
     yield import_module
-    for name in ("run", "tables", "texts", "work", "reference", "environments"):
+    for name in ("run", "tables", "texts", "work", "reference", "environments", "samples"):
         sys.modules.pop(name, None)
 
 
