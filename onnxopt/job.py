@@ -181,11 +181,12 @@ def judge(
     gates: Gates = Gates(),  # noqa: B008  # frozen
     options: RunOptions = RunOptions(),  # frozen
     targets: Sequence[Wanted] = (),
+    required: Sequence[Wanted] = (),
     track: Track = silent,
 ) -> Report:
     """Compare two files; every sample of the data judges. The verdict is ``accepted`` or ``rejected``.
 
-    This machine always judges; the candidate is then run on each of ``targets`` besides.
+    This machine always judges; the candidate is then run on each of ``targets`` and ``required`` besides.
 
     Raises ModelError when they do not take the same inputs or the candidate lacks an output, OnnxOptError for whatever
     else is wrong with the arguments or the files.
@@ -204,8 +205,17 @@ def judge(
     test = data.open_one(data.data, original, inputs)
     sizes = tuple(sum(p.stat().st_size for p in io.files_of(f)) for f in files)
     infos = [_file_info(m, f, s, test) for m, f, s in zip((original, other), files, sizes, strict=True)]
-    where = ",".join(w.name for w in targets) or None
-    again = command("validate", reference, candidate, data=data, gates=gates, run=options, target=where)
+    where, there = (",".join(w.spelled for w in wanted) for wanted in (targets, required))
+    again = command(
+        "validate",
+        reference,
+        candidate,
+        data=data,
+        gates=gates,
+        run=options,
+        target=where or NATIVE.name,
+        require_target=there or None,
+    )
     report = Report(versions(), machine(), notes=test.notes, input=infos[0], output=infos[1], reproduce=(again,))
     if options.by_layer:
         report = replace(report, layers=layer_noise(original, other, test, threads=options.threads))
@@ -217,7 +227,7 @@ def judge(
         (sizes[0], sizes[1]),
         gates,
         options,
-        [w for w in targets if w.name != NATIVE.name],
+        [w for w in {w.name: w for w in (*targets, *required)}.values() if w.name != NATIVE.name],
         track,
     )
 

@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from onnxopt.runtime.target import Target
 
 # Options whose name is not that of their field, and fields that no option sets.
 _NAMED = {"dims": "dim", "external_root": "allow-external-root"}
 _SILENT = {"held_out", "by_layer"}
+_SHARES = {"max_drop", "min_agreement"}
 
 
 def command(verb: str, *words: object, **options: object) -> str:
@@ -43,5 +46,7 @@ def _flag(name: str, value: Any) -> Iterator[str]:
             yield from (option, f"{dimension}={size}")
     elif isinstance(value, bool):
         yield option if value else option.replace("--", "--no-", 1)
+    elif name in _SHARES:  # which have no exponent when they are read, and of which 1 may mean 1 %
+        yield from (option, "100%" if value == 1 else np.format_float_positional(value, trim="-"))
     else:
         yield from (option, value.name if isinstance(value, Target) else str(value))

@@ -3,9 +3,11 @@
 import shlex
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from onnxopt.check.gates import Gates
+from onnxopt.check.limits import parse_share
 from onnxopt.cli.main import commands
 from onnxopt.job import DataOptions, RunOptions
 from onnxopt.report.json import read_json
@@ -36,18 +38,43 @@ def test_only_what_was_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.01, "0.01"), (1.0, "100%"), (0.0, "0"), (1e-5, "0.00001"), (1 / 3, "0.3333333333333333")]
+)
+def test_shares_are_read_again(share: float, said: str) -> None:
+    assert command("validate", gates=Gates(max_drop=share)) == f"onnxopt validate --max-drop {said}"
+    assert parse_share(said) == share
+
+
 def test_names_that_a_shell_or_the_options_would_take() -> None:
     assert command("validate", "-o", "$(b).onnx", samples=4) == "onnxopt validate --samples 4 -- -o '$(b).onnx'"
 
 
-def test_it_runs_again(tmp_path: Path) -> None:
-    model = Path(__file__).parents[1] / "sample_models" / "digits_mlp.onnx"
-    first = [str(model), "--passes", "fold-bn,clean", "--seed", "1", "--samples", "8", "-o", str(tmp_path / "o.onnx")]
-    first += ["--force", "--report", str(tmp_path / "a.json")]
-    assert CliRunner().invoke(commands, ["optimize", *first]).exit_code == 0
-    (line,) = read_json(tmp_path / "a.json").reproduce
+def again(first: list[str], folder: Path) -> str:
+    """The line in the report of a command, which leads to itself when it is run."""
+    found = [CliRunner().invoke(commands, [*first, "--report", str(folder / "a.json")])]
+    (line,) = read_json(folder / "a.json").reproduce
     program, *words = shlex.split(line)
     assert program == "onnxopt"
-    again = CliRunner().invoke(commands, [*words, "--report", str(tmp_path / "b.json")])
-    assert again.exit_code == 0, again.output
-    assert read_json(tmp_path / "b.json").reproduce == (line,)
+    found.append(CliRunner().invoke(commands, [*words, "--report", str(folder / "b.json")]))
+    assert [r.exit_code for r in found] == [0, 0], [r.output for r in found]
+    assert read_json(folder / "b.json").reproduce == (line,)
+    return line
+
+
+def test_it_runs_again(tmp_path: Path) -> None:
+    model = Path(__file__).parents[1] / "sample_models" / "digits_mlp.onnx"
+    first = ["optimize", str(model), "--passes", "fold-bn,clean", "--seed", "1", "--samples", "8"]
+    again([*first, "-o", str(tmp_path / "o.onnx"), "--force"], tmp_path)
+
+
+def test_targets_are_named_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no ssh: the device is not checked
+    model = str(Path(__file__).parents[1] / "sample_models" / "digits_mlp.onnx")
+    device = "ssh://pi@kitchen:22?python=/opt/v%2C1/bin/python&threads=4"
+    first = ["validate", model, model, "--samples", "8", "--min-agreement", "100%", "--target", f"native,{device}"]
+    line = again([*first, "--require-target", "native"], tmp_path)
+    assert line == (
+        f"onnxopt validate {model} {model} --samples 8 --min-agreement 100% "
+        f"--target 'native,{device}' --require-target native"
+    )

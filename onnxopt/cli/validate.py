@@ -61,7 +61,6 @@ def validate(
 
     needed = tuple(chain(*required))
     require(needed)
-    wanted = (*(chain(*targets) if targets else default_targets()), *needed)
     source = DataOptions(data=data, preprocess=preprocess, samples=samples, seed=seed, dims=dims)
     check_places([reference, candidate], source.files, report=report, log_file=log_file)
     with Output(quiet=quiet, verbose=verbose, log_file=log_file) as out:
@@ -79,7 +78,8 @@ def validate(
             options=RunOptions(
                 threads=threads, batch=batch, external_root=allow_external_root, by_layer=report is not None
             ),
-            targets=tuple({w.name: w for w in wanted}.values()),
+            targets=tuple(chain(*targets)) if targets else default_targets(),
+            required=needed,
             track=out.track,
         )
         if not targets:

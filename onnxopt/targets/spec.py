@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from onnxopt.errors import SpecError
 from onnxopt.runtime.target import ALIASES, ANY, ARM64, GROUPS, NATIVE, TARGETS, Target
@@ -64,6 +64,15 @@ class Wanted:
     target: Target
     address: Address | None = None
     provider: str | None = None
+
+    @property
+    def spelled(self) -> str:
+        """As it is written, the options of a device with it: ``parse_targets`` reads it again."""
+        if self.address is None:
+            return self.name
+        options = [] if self.address.python == Address.python else [f"python={quote(self.address.python)}"]
+        options += [] if self.address.threads is None else [f"threads={self.address.threads}"]
+        return "?".join(filter(None, (self.name, "&".join(options))))
 
 
 def parse_targets(text: str) -> tuple[Wanted, ...]:

@@ -56,6 +56,16 @@ def test_addresses() -> None:
     assert len(parse_targets("ssh://a?threads=2,ssh://a?threads=2,ssh://b")) == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["native+xnnpack", "arm64-cortex-a72", "ssh://[fe80::1%eth0]:22", "ssh://pi@h?python=/a%20b%2C%26/c++&threads=4"],
+)
+def test_what_is_spelled_is_read_again(text: str) -> None:
+    (wanted,) = parse_targets(text)
+    assert parse_targets(wanted.spelled) == (wanted,)
+    assert wanted.spelled.replace("%2B", "+") == text
+
+
 NO_ADDRESS = "is no address of a device: write ssh://user@host:port?python=python3&threads=1"
 
 
