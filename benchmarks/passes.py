@@ -9,7 +9,7 @@ of its cache). The first calibrates, all of the second judges. The smallest mode
 
 Bytes are those of the file, compressed those that zstd makes of it; parameters, MACs and bytes are shares of the
 original's. SQNR is that of the worst output. Speed is a ratio, and where it surely lies: both models run in turn in one
-process, batch 1, one thread. Gates are reported, not asked. What fails is a row with the first line of its error.
+process, batch 1, one thread; it is measured only where it is a column. What fails is a row with its error.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent / "common"))
 
-from reference import or_error
+from reference import Reference, or_error
 from samples import OURS, places
 from texts import percent, table
 
 from onnxopt import DataOptions, Report, RunOptions, load, optimize
+from onnxopt.check.quality import Quality
 from onnxopt.core.spec import parse
 from onnxopt.graph.compressed import compressed_bytes
-from onnxopt.report.report import FileInfo, Validation
+from onnxopt.report.report import FileInfo
 
 SAMPLES = ("digits_mlp", "digits_resnet", "digits_transformer")
 Files = tuple[Path, Path, Path]
+_BATCH = 32
+_TIMING_S = 3.6
 
 
 def main() -> None:
@@ -96,43 +100,55 @@ def cells(files: Files, spec: str, columns: Sequence[str]) -> list[str]:
 def _run(files: Files, spec: str, columns: Sequence[str]) -> dict[str, str]:
     model, calibration, test = files
     with tempfile.TemporaryDirectory() as folder:
-        report = optimize(
-            model,
-            Path(folder) / "out.onnx",
-            parse(spec),
-            data=DataOptions(data=calibration, test_data=test),
-            options=RunOptions(force=True),
-        )
-        return {name: COLUMNS[name](report) if name in COLUMNS else figure(report, name) for name in columns}
+        made = Path(folder) / "out.onnx"
+        data = DataOptions(data=calibration, test_data=test)
+        report = optimize(model, made, parse(spec), data=data, options=RunOptions(validate=False))
+        reference = _reference(model, test)
+        found = Found(report, reference.compare(made), reference, made)
+        return {name: COLUMNS[name](found) if name in COLUMNS else figure(report, name) for name in columns}
 
 
-def _share(report: Report, of: Callable[[FileInfo], int | None]) -> str:
+@lru_cache(maxsize=1)
+def _reference(model: Path, test: Path) -> Reference:
+    """Its answers serve every row of the model."""
+    return Reference(model, test, _BATCH)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to tell of one run."""
+
+    report: Report
+    quality: Quality
+    reference: Reference
+    made: Path
+
+
+def _share(found: Found, of: Callable[[FileInfo], int | None]) -> str:
     """What is left of the original's, or nothing where it had none."""
-    before, after = (of(file) if file else None for file in (report.input, report.output))
+    before, after = (of(file) if file else None for file in (found.report.input, found.report.output))
     return percent(after / before) if before and after is not None else ""
 
 
-def _decibels(report: Report) -> str:
-    found = report.validation[0].sqnr_db
-    return "unchanged" if found == float("inf") else f"{found:.1f}"
+def _decibels(found: Found) -> str:
+    value = found.quality.sqnr_db
+    return "unchanged" if value == float("inf") else f"{value:.1f}"
 
 
-def _points(report: Report) -> str:
-    found: Validation = report.validation[0]
-    if found.accuracy is None or found.accuracy_reference is None:
-        return ""
-    return f"{100 * (found.accuracy - found.accuracy_reference):+.2f}"
+def _points(found: Found) -> str:
+    after, before = found.quality.accuracy, found.quality.accuracy_reference
+    return "" if after is None or before is None else f"{100 * (after - before):+.2f}"
 
 
-def _speed(report: Report) -> str:
-    found = report.validation[0]
-    return f"{found.speedup:.2f} ({found.speedup_low:.2f}-{found.speedup_high:.2f})"
+def _speed(found: Found) -> str:
+    ratio = found.reference.speed(found.made, _TIMING_S)
+    return f"{ratio['speed']:.2f} ({ratio['speed_low']:.2f}-{ratio['speed_high']:.2f})"
 
 
-def _verdict(report: Report) -> str:
-    """The report's, and why nothing was done where that is so."""
-    last = report.passes[-1]
-    return report.verdict if last.changed or not last.skips else f"{report.verdict}; left alone: {last.skips[0][1]}"
+def _notes(found: Found) -> str:
+    """Why nothing was done, where that is so."""
+    last = found.report.passes[-1]
+    return "" if last.changed or not last.skips else f"left alone: {last.skips[0][1]}"
 
 
 def figure(report: Report, name: str) -> str:
@@ -143,7 +159,7 @@ def figure(report: Report, name: str) -> str:
     return str(found[-1]) if found else ""
 
 
-COLUMNS: Mapping[str, Callable[[Report], str]] = {
+COLUMNS: Mapping[str, Callable[[Found], str]] = {
     "bytes": partial(_share, of=attrgetter("bytes")),
     "compressed": partial(_share, of=lambda file: compressed_bytes(load(file.path))),
     "parameters": partial(_share, of=attrgetter("parameters")),
@@ -151,8 +167,8 @@ COLUMNS: Mapping[str, Callable[[Report], str]] = {
     "sqnr": _decibels,
     "accuracy": _points,
     "speed": _speed,
-    "seconds": lambda report: f"{sum(step.seconds for step in report.passes):.1f}",
-    "verdict": _verdict,
+    "seconds": lambda found: f"{sum(step.seconds for step in found.report.passes):.1f}",
+    "notes": _notes,
 }
 HEADS = {"macs": "MACs", "sqnr": "SQNR, dB", "accuracy": "accuracy, points"}
 
