@@ -39,7 +39,8 @@ def fault(layer: Node) -> str:
     width = view.shape[view.into] * view.shape[3]
     if width > WIDEST:
         return f"sums over {width} inputs, too many to solve for"
-    if layers.bias(layer).size not in (1, view.outputs):
+    shift = layers.bias(layer)
+    if shift.size != 1 and (shift.size != view.outputs or shift.shape[-1] != view.outputs):
         return "has a bias that is not one number per channel"
     if layer.attrs.get("transA", 0):
         return "transposes its input"
@@ -49,10 +50,14 @@ def fault(layer: Node) -> str:
 
 
 def enough_rows(layer: Node) -> int:
-    """On how many rows to solve for a layer: 40,000, of wide layers fewer, but three for each input."""
+    """On how many rows to solve for a layer."""
     view = layout(layer)
-    width = view.shape[view.into] * view.shape[3]
-    return min(_ROWS, max(3 * width, _PRODUCTS // (view.shape[0] * width**2)))
+    return enough(view.shape[view.into] * view.shape[3], view.shape[0])
+
+
+def enough(width: int, groups: int = 1) -> int:
+    """On how many rows of so many inputs to solve: 40,000, of wide layers fewer, but three for each input."""
+    return min(_ROWS, max(3 * width, _PRODUCTS // (groups * width**2)))
 
 
 def read(layer: Node) -> tuple[Floats, Floats]:

@@ -50,6 +50,24 @@ class Place:
         """The tensor of the original that the layer shall make."""
         return self.made or str(self.layer.outputs[0].name)
 
+    @property
+    def source(self) -> str:
+        """The tensor that reaches the layer."""
+        return str(self.layer.inputs[0].name)
+
+    @property
+    def enough(self) -> int:
+        """On how many rows to solve for it."""
+        return unrolled.enough_rows(self.layer)
+
+    def read(self, x: Array) -> Array:
+        """What reaches it, as ``unrolled`` likes it: a product's inputs on the last axis."""
+        return x
+
+    def write(self, y: Array) -> Array:
+        """Likewise what it makes."""
+        return y
+
 
 @dataclass(frozen=True)
 class Repaired:
@@ -97,13 +115,13 @@ def observed(
     now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
     few = context.dataset.count < 5
     for i, place in enumerate(context.track(places, doing)):
-        name = place.layer.inputs[0].name
+        name = place.source
         share = min(now.rest(name), then.rest(name))
         beside = _beside(model, place, shapes)
         if beside and now.passes(beside, [p.layer for p in places[i:]]):
             beside = ""
         pairs = _pairs(place, beside, now, then, share)
-        limit = max(1, round(unrolled.enough_rows(place.layer) / (share * len(batches))))
+        limit = max(1, round(place.enough / (share * len(batches))))
         yield place, _rows(place.layer, pairs, limit, few, context.rng())
 
 
@@ -146,11 +164,11 @@ def _pairs(place: Place, beside: str, now: Stream, then: Stream, share: float) -
     """What reaches a layer and what it shall make of it, batch by batch."""
     more = [beside] if beside else []
     axis = 1 if place.layer.op.startswith("Conv") else -1
-    reached = now.read([place.layer.inputs[0].name, *more], share)
+    reached = now.read([place.source, *more], share)
     targets = then.read([place.target, *more], share)
     for (x, *got), wanted in zip(reached, targets, strict=True):
-        y, *added = (np.compress(place.outputs, t, axis) for t in wanted)
-        yield x, y + added[0] - got[0] if more else y
+        y, *added = (np.compress(place.outputs, place.write(t), axis) for t in wanted)
+        yield place.read(x), y + added[0] - place.write(got[0]) if more else y
 
 
 def _rows(

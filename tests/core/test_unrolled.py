@@ -101,6 +101,10 @@ FAULTS: dict[str, tuple[Callable[[Any], str], str]] = {
         lambda n: n.op("Gemm", n.op("Flatten", "x", axis=3), n.normal(8, 2), n.normal(84, 2)),
         "not one number per channel",
     ),
+    "column": (
+        lambda n: n.op("Gemm", n.op("Flatten", "x", axis=3), n.normal(8, 84), n.normal(84, 1)),
+        "not one number per channel",
+    ),
     "transA": (lambda n: n.op("Gemm", n.op("Flatten", "x", axis=1), n.normal(3, 2), transA=1), "transposes its input"),
     "pads": (lambda n: n.op("ConvTranspose", "x", n.normal(4, 2, 2, 2), auto_pad="SAME_UPPER"), "pads automatically"),
 }
