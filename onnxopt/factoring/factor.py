@@ -21,7 +21,7 @@ from onnxopt.errors import ExecutionError
 from onnxopt.factoring import seen
 from onnxopt.factoring.choose import Offer, Rule, share, thinned
 from onnxopt.factoring.forms import Choice, Conv, Form, form
-from onnxopt.factoring.seen import Seen
+from onnxopt.factoring.seen import Seat, Seen
 from onnxopt.factoring.site import Site
 from onnxopt.factoring.split import split
 from onnxopt.factoring.trial import Trial
@@ -226,7 +226,7 @@ def apply(model: Model, made: Plan, settings: Settings, context: Context) -> Ite
             yield label(planned.site.node), _by_moment(model, planned, found.get(planned.site))
             model.tidy()
     by_layer = {id(p.site.node): p for p in aware}
-    places = [Place(p.site.node, np.ones(p.site.sizes[0], np.bool_), True) for p in aware]
+    places = [Seat.of(p.site) for p in aware]
     for place, rows in observed(model, original, places, context, settings.samples, "svd"):
         planned = by_layer[id(place.layer)]
         fitted = _by_rows(model, planned, rows, settings.rule.energy)
@@ -255,8 +255,8 @@ def _by_moment(model: Model, planned: Planned, moment: Floats | None) -> dict[st
 def _by_rows(model: Model, planned: Planned, rows: Iterator[Rows], energy: float | None) -> dict[str, Any] | str:
     """Fit a layer to what it shall make of what reaches it; why not, if it would then not keep the energy."""
     site, made_of, ranks = planned.site, planned.form, planned.choice.ranks
-    weight, bias = (a[0] for a in unrolled.read(site.node))
-    reached = Seen(weight, bias, unrolled.has_bias(model, site.node), rows)
+    weight, bias = site.affine()
+    reached = Seen(weight, bias, site.has_bias(model), rows)
     plain = made_of.fit(weight, ranks, None)
     product = made_of.compose(plain)
     best, shift, error = plain, bias, reached.error(product, bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,12 +13,12 @@ from onnxopt.core.stream import modest_batch
 from onnxopt.factoring.site import Site
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
 from onnxopt.numerics.least_squares import Affine, Moments
 from onnxopt.numerics.patches import sample_positions
-from onnxopt.pruning.repair import Rows
+from onnxopt.pruning.repair import Place, Rows
 
-# Wider second moments take longer to decompose than they are worth; together they stay in this much memory.
-_WIDEST = 4_608
+# Second moments together stay in this much memory.
 _BYTES = 2**28
 # Of the power of what a layer makes, no less is what varies of it.
 _TINY = 1e-9
@@ -29,7 +29,7 @@ def rounds(sites: Sequence[Site]) -> Iterator[list[Site]]:
     part: list[Site] = []
     room = _BYTES
     for site in sites:
-        needs = 8 * _width(site) ** 2 if _width(site) <= _WIDEST else 0
+        needs = 8 * site.width**2 if site.width <= unrolled.WIDEST and not site.is_table else 0
         if part and needs > room:
             yield part
             part, room = [], _BYTES
@@ -44,12 +44,11 @@ def moments(model: Model, sites: Sequence[Site], context: Context, samples: int,
     where a bias can make good for that; of tables how often each row is looked up, (rows,). Layers of which nothing can
     be told are left out. ``level`` of the power is spread over all inputs: samples are few, and what they do not show
     may still come."""
-    watched = [s for s in sites if s.graph is model.graph and (s.is_table or _width(s) <= _WIDEST)]
-    watched = [s for s in watched if not s.convolves or s.solvable]
+    watched = [s for s in sites if s.graph is model.graph and (s.is_table or s.width <= unrolled.WIDEST)]
     if not watched:
         return {}
-    sums = {s: np.zeros(s.sizes[1] if s.is_table else (_width(s), _width(s))) for s in watched}
-    means = {s: np.zeros(_width(s)) for s in watched if s.solvable and unrolled.has_bias(model, s.node)}
+    sums = {s: np.zeros(s.sizes[1] if s.is_table else (s.width, s.width)) for s in watched}
+    means = {s: np.zeros(s.width) for s in watched if s.solvable and s.has_bias(model)}
     count = dict.fromkeys(means, 0)
     names = list(dict.fromkeys(s.x.name for s in watched))
     batch = modest_batch(context, context.shapes(model))
@@ -71,16 +70,9 @@ def moments(model: Model, sites: Sequence[Site], context: Context, samples: int,
 
 
 def _rows(site: Site, x: np.ndarray, parts: int, rng: np.random.Generator) -> Floats:
-    if not site.convolves:
-        return site.rows(x).astype(np.float64)
-    rows = unrolled.Rows(site.node, x)
-    at = sample_positions(rows.count, max(1, unrolled.enough_rows(site.node) // parts), rng)
+    rows = unrolled.Rows(site.node, site.read(x))
+    at = sample_positions(rows.count, max(1, unrolled.enough(site.width) // parts), rng)
     return rows.at(at).astype(np.float64)
-
-
-def _width(site: Site) -> int:
-    """Of what is summed over."""
-    return 0 if site.is_table else prod(site.unfolded[1:])
 
 
 def _power(total: Floats) -> float:
@@ -93,6 +85,31 @@ def _levelled(moment: Floats, level: float) -> Floats:
     if moment.ndim == 1:
         return np.asarray((moment / moment.sum() + level / size) / (1 + level))
     return np.asarray((moment / np.trace(moment) + level / size * np.eye(size)) / (1 + level))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat(Place):
+    """Where to see what reaches a layer, whichever way its matrices are turned."""
+
+    site: Site
+
+    @classmethod
+    def of(cls, site: Site) -> Seat:
+        return cls(site.node, np.ones(site.sizes[0], np.bool_), True, site=site)
+
+    @property
+    def source(self) -> str:
+        return str(self.site.x.name)
+
+    @property
+    def enough(self) -> int:
+        return unrolled.enough(self.site.width)
+
+    def read(self, x: Array) -> Array:
+        return self.site.read(x)
+
+    def write(self, y: Array) -> Array:
+        return self.site.write(y)
 
 
 class Seen:

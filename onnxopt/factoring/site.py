@@ -59,9 +59,11 @@ class Site:
     @property
     def by_output(self) -> bool:
         """Are the weights (outputs, inputs) as they are stored, rather than (inputs, outputs)?"""
-        if self.is_table:
-            return False
-        return self.convolves or self.at == 0 or bool(self.node.op == "Gemm" and self.node.attrs.get("transB", 0))
+        return self.convolves or (not self.is_table and self._transposes(self.at) == bool(self.at))
+
+    def _transposes(self, at: int) -> bool:
+        """Does it read input number ``at`` transposed?"""
+        return bool(self.node.op == "Gemm" and self.node.attrs.get(("transA", "transB")[at], 0))
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -75,21 +77,49 @@ class Site:
         kernel = (1,) * (2 - len(self.kernel)) + self.kernel
         return (*self.sizes, kernel[0], prod(kernel[1:]))
 
+    @property
+    def width(self) -> int:
+        """Over how many inputs x kernel it sums."""
+        return prod(self.unfolded[1:])
+
     def matrix(self) -> Floats:
         """The weights as (outputs, inputs x kernel), without alpha."""
         values = np.asarray(self.weight.values, np.float64)
         return np.asarray(values.reshape(len(values), -1) if self.by_output else values.T)
 
-    def rows(self, x: Array) -> Array:
-        """Values of ``x`` as (samples, inputs); not of convolutions."""
-        if self.at == 0 or (self.node.op == "Gemm" and self.node.attrs.get("transA", 0)):
-            x = np.swapaxes(x, -1, -2) if x.ndim > 1 else x
-        return x.reshape(-1, x.shape[-1])
+    def affine(self) -> tuple[Floats, Floats]:
+        """Weights (outputs, inputs x kernel), alpha in them, and bias (outputs,), of a layer that can be solved for."""
+        bias = self._bias
+        shift = np.zeros(1) if bias is None else np.float64(self.node.attrs.get("beta", 1.0)) * bias.values
+        return self.matrix() * self.node.attrs.get("alpha", 1.0), np.broadcast_to(shift.reshape(-1), self.sizes[:1])
+
+    def read(self, x: Array) -> Array:
+        """Values of ``x`` with the inputs on the last axis, of convolutions as they are."""
+        columns = not self.convolves and self._transposes(self.into) == bool(self.at)
+        return np.swapaxes(x, -1, -2) if columns and x.ndim > 1 else x
+
+    def write(self, y: Array) -> Array:
+        """Values of what it makes with the outputs on the last axis, of convolutions as they are."""
+        return np.swapaxes(y, -1, -2) if self.at == 0 and y.ndim > 1 else y
+
+    def has_bias(self, model: Model) -> bool:
+        """Can it get another bias without another node?"""
+        return bool(self.node.op == "Gemm") if self.at == 0 else unrolled.has_bias(model, self.node)
 
     @property
     def solvable(self) -> bool:
         """Can it be solved for by what reaches it, bias and all?"""
-        return not self.is_table and self.at == 1 and not unrolled.fault(self.node)
+        if self.is_table or self.width > unrolled.WIDEST:
+            return False
+        bias = self._bias
+        if bias is None or not is_constant(bias):
+            return bias is None
+        size, along = bias.values.size, (1, 1, *bias.shape)[-2 if self.at == 0 else -1]
+        return bool(size == 1 or size == self.sizes[0] == along)
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return self.node.inputs[2] if len(self.node.inputs) > 2 and not self.node.inputs[2].is_empty() else None
 
 
 def find(model: Model, skips: list[Skip], *, tables: bool) -> list[Site]:
@@ -131,8 +161,6 @@ def _site(node: Node | None, graph: Graph) -> Site | None:
 def _fault(site: Site, scope: Scope) -> str:
     """Why a layer cannot be split; empty if it can."""
     weight, shape = site.weight, site.weight.shape
-    if site.node.op == "Gemm" and site.at == 0:
-        return "its constant is the first factor of a Gemm"
     if site.convolves and site.node.attrs.get("group", 1) != 1:
         return "it convolves in groups"
     if not site.convolves and len(shape) != 2:

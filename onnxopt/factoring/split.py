@@ -30,13 +30,18 @@ def split(model: Model, site: Site, form: Form, factors: Sequence[Floats], bias:
     else:
         _products(model, site, factors)
     if bias is not None:
-        last = site.node
-        unrolled.write(model, last, _stored(last), bias[None])
+        _shift(model, site, bias)
 
 
-def _stored(last: Node) -> Floats:
-    """The last factor as it is stored: alpha went into it before."""
-    return unrolled.unroll(last, np.asarray(last.inputs[1].values, np.float64))
+def _shift(model: Model, site: Site, bias: Floats) -> None:
+    """The last of the chain adds ``bias``; alpha went into its factor before."""
+    last = site.node
+    if site.at:
+        unrolled.write(model, last, unrolled.unroll(last, np.asarray(last.inputs[1].values, np.float64)), bias[None])
+    elif last.op == "Gemm":
+        last.attrs = {k: v for k, v in last.attrs.items() if k == "transA"}
+        column = model.constant(f"{label(last)}.bias", bias[:, None].astype(site.weight.dtype))
+        last.inputs = [*last.inputs[:2], column]
 
 
 def _products(model: Model, site: Site, factors: Sequence[Floats]) -> None:
@@ -50,7 +55,7 @@ def _products(model: Model, site: Site, factors: Sequence[Floats]) -> None:
         inputs.append(model.constant(f"{weight.name}.zero", np.zeros(1, weight.dtype)))
     attrs = {k: v for k, v in node.attrs.items() if k in ("transA", "transB")}
     site.graph.nodes.append(Node(node.op, model.fresh_name(f"{label(node)}.low_rank"), inputs, [between], attrs))
-    node.attrs.pop("transA", None)
+    node.attrs.pop("transA" if site.at else "transB", None)
     node.inputs[site.into], node.inputs[site.at] = between, second
 
 
