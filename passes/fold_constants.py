@@ -2,23 +2,24 @@
 
 ONNX Runtime does the arithmetic, on a model of just those nodes. Left alone are random operators, operators of other
 domains, control flow, QuantizeLinear and DequantizeLinear (evaluating those would undo a quantization), whatever makes
-an output of a graph, and what would make the file notably bigger.
+an output of a graph, what would make the file notably bigger, and what makes numbers of weights that are stored in
+fewer bits, as half floats or codes, if the file would become any bigger.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from onnxopt.core.pass_ import Pass, PassResult, Skip, label
+from onnxopt.core.pass_ import Pass, PassResult, Skip, label, option
 from onnxopt.errors import ExecutionError
-from onnxopt.graph import shapes
+from onnxopt.graph import decoding, shapes
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, detach, is_constant, replace_uses
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array, Feed, TensorSpec
@@ -40,6 +41,8 @@ _OTHERS = {
 
 _GROWTH_BYTES = 2**20
 _ROUND_BYTES = 2**28
+# Bytes of a node in a file.
+_NODE_BYTES = 90
 _FED_BYTES = 2**16
 
 
@@ -51,12 +54,14 @@ class FoldConstants(Pass):
     exact: ClassVar[bool] = True
     prepare: ClassVar[tuple[str, ...]] = ("freeze-defaults",)
 
+    decode: bool = option(False, "make floats of weights that are stored in fewer bits, as other passes need them")
+
     def run(self, model: Model, context: Context) -> PassResult:
         kept: dict[Node, str] = {}
         changed = 0
         while True:
             before = changed
-            for step in (_hand_on, _fold_sizes, partial(_fold_values, kept=kept)):
+            for step in (_hand_on, _fold_sizes, partial(_fold_values, kept=kept, decode=self.decode)):
                 if folded := step(model):
                     changed += folded
                     model.tidy()
@@ -96,17 +101,17 @@ def _fold_sizes(model: Model) -> int:
     return len(known)
 
 
-def _fold_values(model: Model, kept: dict[Node, str]) -> int:
+def _fold_values(model: Model, kept: dict[Node, str], *, decode: bool) -> int:
     """Make constants of what nodes compute; returns how many nodes went. ``kept`` gains those that stay, and why."""
     specs = shapes.proven(model)
-    while candidates := _candidates(model, specs, kept):
+    while candidates := _candidates(model, specs, kept, decode):
         nodes = _first(candidates, specs)
         wanted = _read_elsewhere(nodes)
         values = _evaluate(model, nodes, kept)
         if values is None:
             continue
         known = {name: TensorSpec(name, v.dtype, v.shape) for name, v in values.items()}
-        unfit = _growing(candidates, {**specs, **known}) | _texts(nodes, values)
+        unfit = _growing(candidates, {**specs, **known}, decode) | _texts(nodes, values)
         if unfit:
             kept.update(unfit)
             continue
@@ -117,7 +122,7 @@ def _fold_values(model: Model, kept: dict[Node, str]) -> int:
     return 0
 
 
-def _candidates(model: Model, specs: Specs, kept: dict[Node, str]) -> list[Node]:
+def _candidates(model: Model, specs: Specs, kept: dict[Node, str], decode: bool) -> list[Node]:
     """Nodes that depend on constants only, in an order in which they can run."""
     boundary = _boundary(model)
     while True:
@@ -133,7 +138,7 @@ def _candidates(model: Model, specs: Specs, kept: dict[Node, str]) -> list[Node]
                 continue
             found.append(node)
             known.update(id(t) for t in node.outputs)
-        growing = _growing(found, specs)
+        growing = _growing(found, specs, decode)
         if not growing:
             return found
         kept.update(growing)
@@ -156,16 +161,34 @@ def _unfit(node: Node, boundary: set[int]) -> str:
     return ""
 
 
-def _growing(nodes: Sequence[Node], specs: Specs) -> dict[Node, str]:
-    """Nodes whose result is notably bigger than the constants that nobody would need any more."""
+def _growing(nodes: Sequence[Node], specs: Specs, decode: bool) -> dict[Node, str]:
+    """Nodes whose result is notably bigger than the constants that nobody would need any more, and those with which
+    begins what makes bigger numbers of stored ones, unless it is to be decoded."""
     inside = set(nodes)
+    begun = {node: (chain, _decoded(chain, specs)) for node, chain in decoding.chains(nodes)}
+    if not decode and (stay := {node: why for node, (_, why) in begun.items() if why}):
+        return stay
+    decoded = set().union(*(chain for chain, why in begun.values() if why))
     found = {}
     for node in nodes:
+        if node in decoded:
+            continue
         made = sum(_bytes(t, specs) for t in node.outputs)
         freed = sum(_bytes(t, specs) / len(t.outputs) for t in node.inputs if inside.issuperset(t.outputs))
         if made - freed > _GROWTH_BYTES:
             found[node] = f"its result would make the file {(made - freed) / 2**20:.1f} MB bigger"
     return found
+
+
+def _decoded(chain: set[Node], specs: Specs) -> str:
+    """How the file stores what a chain of nodes makes, if in fewer bytes; else empty."""
+    results = _read_elsewhere(chain)
+    made = sum(_bytes(t, specs) for t in results)
+    read = {t for n in chain for t in n.inputs if is_constant(t)}
+    freed = sum(t.nbytes for t in read if chain.issuperset(t.outputs)) + _NODE_BYTES * len(chain)
+    if made <= freed:
+        return ""
+    return f"stored as {decoding.stored(results[0])} already, {made - freed} bytes less: decode=true makes floats of it"
 
 
 def _texts(nodes: Iterable[Node], values: Mapping[str, Array]) -> dict[Node, str]:
@@ -191,7 +214,7 @@ def _boundary(model: Model) -> set[int]:
     return {id(t) for graph in model.graphs() for t in graph.outputs}
 
 
-def _read_elsewhere(nodes: Sequence[Node]) -> list[Variable]:
+def _read_elsewhere(nodes: Collection[Node]) -> list[Variable]:
     inside = set(nodes)
     return [t for n in nodes for t in n.outputs if not inside.issuperset(t.outputs)]
 

@@ -243,3 +243,56 @@ def test_foreign_operators_stay(check_pass, parse):
     before = parse("""<ir_version: 8, opset_import: ["":17, "com.microsoft":1]>
         g (float[2] x) => (float[2] z) <float[2] w = {1, 2}> { y = com.microsoft.Gelu (w) z = Add (x, y) }""")
     check_pass(FOLD, before, changed=0, skipped=["operators of the domain com.microsoft"])
+
+
+STORED = [
+    ("c = Cast <to=1> (w)", "float16[30, 20] w", "stored as float16 already, 1110 bytes less"),
+    ("c = Cast <to=1> (w) t = Transpose (c) k = Mul (t, t)", "float16[30, 20] w", "stored as float16"),
+    ("c = Cast <to=1> (w) k = Mul (c, s)", "int8[30, 20] w, float s", "stored as int8"),
+    (
+        "i = Cast <to=6> (w) l = Gather (s, i) k = Reshape (l, r)",
+        "uint8[600] w, float[9] s, int64[2] r = {30, 20}",
+        "codes",
+    ),
+    ("k = Gather (s, i)", "float[9,20] s, int64[40] i", "stored as codes already, 2070 bytes less"),
+]
+
+
+@pytest.mark.parametrize(("nodes", "weights", "reason"), STORED)
+def test_what_is_stored_in_few_bits_stays_so_unless_asked_for(check_pass, parse, nodes, weights, reason):
+    name = nodes.rpartition(" = ")[0].rpartition(" ")[2]
+    before = parse(f"g (float[1] x) => (float[] z) <{weights}> {{ {nodes} z = Add (x, {name}) }}", w=1, i=3)
+    check_pass(FOLD, before, changed=0, skipped=[reason], size=1)
+    check_pass(FoldConstants(decode=True), before, ops="Add", changed=nodes.count("("), size=1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ("k = Cast <to=1> (w)", "float16[30] w"),  # 60 bytes and a node
+        ("k = Cast <to=1> (w)", "bool[30, 20] w"),  # a mask
+        ("c = Cast <to=1> (w) k = ReduceSum <keepdims=0> (c)", "float16[30, 20] w"),
+        ("k = Gather (s, i)", "float[9,20] s, int64[4] i"),
+        ("i = Cast <to=7> (w) k = Gather (s, i)", "int32[4] w, float[9,20] s"),
+    ],
+)
+def test_what_gets_no_bigger_is_not_stored_in_few_bits(check_pass, parse, nodes, weights):
+    before = parse(f"g (float[1] x) => (float[] z) <{weights}> {{ {nodes} z = Add (x, k) }}", w=1, i=3)
+    check_pass(FOLD, before, ops="Add", size=1)
+
+
+def test_large_stored_weights_are_decoded_too(check_pass, parse):
+    before = parse("g (float[1,1000] x) => (float[] z) <float16[1000,900] w> { c = Cast <to=1> (w) z = MatMul (x, c) }")
+    check_pass(FOLD, before, changed=0, skipped=["1799910 bytes less"])
+    check_pass(FoldConstants(decode=True), before, ops="MatMul", changed=1)
+
+
+def test_a_table_that_several_weights_share_counts_once(check_pass, parse):
+    before = parse(
+        """g (float[1] x) => (float[] z) <uint8[80] w, uint8[80] v, float[99] s> {
+        a = Cast <to=6> (w) b = Gather (s, a) c = Cast <to=6> (v) d = Gather (s, c) e = Add (x, b) z = Add (e, d)
+    }""",
+        w=3,
+        v=4,
+    )
+    check_pass(FOLD, before, changed=0, skipped=["60 bytes less"] * 2, size=1)
