@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.pass_ import Skip, label
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Graph, Node, Scope, Tensor, is_constant
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
@@ -128,6 +129,7 @@ def find(model: Model, skips: list[Skip], *, tables: bool) -> list[Site]:
     for graph in model.graphs():
         scope = Scope(graph)
         skips += [Skip(label(n), "its weights are integers already") for n in graph.nodes if _is_coded(n, scope)]
+        skips += [Skip(label(n), f"its weights are {how}") for n in graph.nodes if (how := _stored(n))]
         for site in filter(None, (_site(node, graph) for node in graph.nodes)):
             if site.is_table and (not tables or len(site.weight.shape) != 2 or site.weight.dtype not in _FLOATS):
                 continue
@@ -146,6 +148,12 @@ def _is_coded(node: Node, scope: Scope) -> bool:
         return False
     makers = [scope.producer(t) for t in node.inputs[:2]]
     return any(m is not None and m.op == "DequantizeLinear" and is_constant(m.inputs[0]) for m in makers)
+
+
+def _stored(node: Node) -> str:
+    """How a product's weights are stored, if in few bits."""
+    product = node.is_standard and node.op in ("Conv", "Gemm", "MatMul")
+    return next(filter(None, map(already, node.inputs[:2])), "") if product else ""
 
 
 def _site(node: Node | None, graph: Graph) -> Site | None:

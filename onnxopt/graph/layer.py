@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Node, Tensor, is_constant
 from onnxopt.graph.signature import Array
 
@@ -110,8 +111,9 @@ def bias(layer: Node) -> Floats:
 def fault(layer: Node) -> str:
     """Why the weights of a layer cannot be replaced, to be read after its name; empty if they can."""
     if len(layer.inputs) < 2 or not is_constant(layer.inputs[1]):
-        quantized = len(layer.inputs) > 1 and stored_weight(layer) is not None
-        return "is quantized, which has to come after" if quantized else "has weights that are not constant"
+        if len(layer.inputs) > 1 and stored_weight(layer) is not None:
+            return "is quantized, which has to come after"
+        return f"has weights {(len(layer.inputs) > 1 and already(layer.inputs[1])) or 'that are not constant'}"
     weight = layer.inputs[1]
     if weight.dtype not in (np.float16, np.float32, np.float64):
         return f"has weights of type {weight.dtype}"

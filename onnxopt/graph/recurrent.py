@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.layer import Floats
 
@@ -41,6 +42,6 @@ def fault(layer: Node) -> str:
     """Why its weights do not tell hidden units apart, to be read after its name; empty if they do."""
     found = weights(layer)
     if len(found) < 2:
-        return "has weights that are not constant"
+        return f"has weights {next(filter(None, map(already, layer.inputs[1:3])), 'that are not constant')}"
     odd = [w.dtype for w in found if w.dtype not in (np.float16, np.float32, np.float64)]
     return f"has weights of type {odd[0]}" if odd else ""

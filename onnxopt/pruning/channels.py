@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxopt.graph import layer as layers
 from onnxopt.graph import recurrent
 from onnxopt.graph.coupling import Coupling
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Graph, Node, Tensor, is_constant, reads
 from onnxopt.graph.labels import Labels
 from onnxopt.graph.layer import Floats
@@ -70,7 +71,7 @@ def weight_fault(layer: Node) -> str:
         return recurrent.fault(layer)
     weight = layers.stored_weight(layer)
     if weight is None:
-        return "has weights that are not constant"
+        return f"has weights {already(layer.inputs[1]) or 'that are not constant'}"
     if weight is layer.inputs[1] and weight.dtype not in (np.float16, np.float32, np.float64):
         return f"has weights of type {weight.dtype}"
     return (

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from onnxopt.core.pass_ import label
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Node, Tensor, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import INT8, SMALLEST_SCALE, dequantize, quantize, weight_qparams
@@ -118,7 +119,7 @@ def _gain_ps(node: Node, sizes: Sizes) -> float:
 
 def _weight_fault(weight: Tensor) -> str:
     if not is_constant(weight):
-        return "its weights are computed at run time"
+        return f"its weights are {already(weight) or 'computed at run time'}"
     if weight.dtype != np.float32:
         return f"its weights are {weight.dtype}, not float32: start from the model in float32"
     if len(weight.shape) < 2:

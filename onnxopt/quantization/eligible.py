@@ -8,6 +8,7 @@ from math import inf, prod
 import numpy as np
 
 from onnxopt.graph import layer as layers
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Node, Tensor, is_constant
 from onnxopt.graph.signature import TensorSpec
 from onnxopt.numerics.qparams import SMALLEST_SCALE
@@ -90,6 +91,8 @@ def pads_with_zeros(pad: Node) -> bool:
 
 def _layer_fault(node: Node) -> str:
     weight = node.inputs[1]
+    if how := already(weight):
+        return f"its weights are {how}"
     if not is_constant(weight):
         # Measured: the steps to integers take what the kernel saves, below 128 rows more.
         both = " as well as its input: the steps to integers cost what they save" if node.op == "MatMul" else ""

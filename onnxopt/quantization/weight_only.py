@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from onnxopt.core.pass_ import label
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Graph, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
@@ -135,9 +136,9 @@ def _is_candidate(node: Node) -> bool:
         return False
     if node.op == "Gather":
         table = node.inputs[0]
-        return is_constant(table) and table.dtype.kind == "f" and len(table.shape) > 1
+        return bool(already(table)) or (is_constant(table) and table.dtype.kind == "f" and len(table.shape) > 1)
     if node.op in ("MatMul", "Gemm"):
-        return any(is_constant(stored(t)) for t in node.inputs[:2])
+        return any(is_constant(stored(t)) or already(t) for t in node.inputs[:2])
     return node.op == "Conv" or node.op in _NEVER
 
 
@@ -155,6 +156,8 @@ def _fault(node: Node) -> str:
     if node.op in _NEVER:
         return f"ONNX Runtime takes no weights of few bits for {node.op}"
     weight = node.inputs[0] if node.op == "Gather" else stored(node.inputs[1])
+    if how := already(weight):
+        return f"its weights are {how}"
     if not is_constant(weight):
         return "its weights are computed at run time" if node.op == "Conv" else "its constant is the first factor"
     if weight.dtype != np.float32:
