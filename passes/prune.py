@@ -20,6 +20,7 @@ from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import coded, mostly, refused
 from onnxopt.core.reference import Reference
 from onnxopt.errors import PassError
 from onnxopt.graph.cost import cost
@@ -35,7 +36,6 @@ from onnxopt.pruning.groups import Ties
 from onnxopt.pruning.plan import Plan, Planner, Settings, why_whole
 from onnxopt.pruning.repair import Place, Repaired, repair
 from onnxopt.pruning.shortening import Dropped, shorten
-from onnxopt.quantization.preflight import coded, mostly, refused
 from onnxopt.spelling import nearest
 
 _PROOF_SAMPLES = 8

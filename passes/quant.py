@@ -18,13 +18,14 @@ from typing import ClassVar
 from onnxopt.core.context import Context, Method
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import FEW, refused
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.candidate import PER_CHANNEL_OPSET, Builder, Settings
 from onnxopt.quantization.judge import cannot_run
 from onnxopt.quantization.kernels import QUANTIZED
 from onnxopt.quantization.mixed import Goal
-from onnxopt.quantization.preflight import FEW, preflight, refused
+from onnxopt.quantization.preflight import preflight
 from onnxopt.quantization.strategy import Activations, Effort, Wanted, quantize_model
 
 _OLDEST_OPSET = 10

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import coded, mostly, refused
 from onnxopt.factoring import factor
 from onnxopt.factoring.choose import Rule
 from onnxopt.factoring.factor import Plan, Settings
@@ -22,7 +23,6 @@ from onnxopt.factoring.site import Site, find
 from onnxopt.graph.model import Model
 from onnxopt.pruning import budget
 from onnxopt.pruning.budget import Budget, Quantity
-from onnxopt.quantization.preflight import coded, mostly, refused
 from onnxopt.runtime.target import NATIVE
 
 # Of what a layer makes of real data, so much stays: what is lost is hardly seen at the outputs.

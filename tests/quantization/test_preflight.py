@@ -8,43 +8,6 @@ from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.passes.clean import Clean
 from onnxopt.passes.quant import Quant
-from onnxopt.quantization.preflight import code
-
-
-@pytest.mark.parametrize(
-    ("why", "name"),
-    [
-        ("the model is quantized already: it holds QuantizeLinear", "quantized"),
-        ("excluded", "excluded"),
-        ("it is in the body of an If, Loop or Scan", "in-body"),
-        ("LSTM has integer kernels for dynamic scales only", "dynamic-only"),
-        ("GRU has no integer kernel for static scales", "no-kernel"),
-        ("Einsum has no integer kernel", "no-kernel"),
-        ("there is no integer kernel for transA=1", "attributes"),
-        ("MaxPool takes integers from opset 12 on", "opset"),
-        ("its weights are computed at run time", "weights-at-run-time"),
-        ("its bias is computed at run time", "bias"),
-        ("its bias is not one number per column", "bias"),
-        ("its weights are float16, not float32", "weights"),
-        ("its weights have 3 axes, not 2", "weights"),
-        ("its weights are not all finite", "weights"),
-        ("its weights are too small: 1e-40 at most", "weights"),
-        ("'x' is float16, not float32", "type"),
-        ("'x' is of unknown type", "type"),
-        ("its inputs are constant", "constant"),
-        ("'x' is empty or of unknown size", "size"),
-        ("it pads with something else than zero", "padding"),
-        ("it does not count what it pads", "padding"),
-        ("'x' holds NaN or infinite values", "values"),
-        ("'x' is never computed on the calibration data", "values"),
-        ("ONNX Runtime leaves it float: no fusion", "refused"),
-        ("slower in integers: 1 ms", "slower"),
-        ("left float for the answers' sake: 3 dB", "answers"),
-        ("something new", "other"),
-    ],
-)
-def test_codes(why, name):
-    assert code(why) == name
 
 
 def look(build, nodes, weights, **options):
