@@ -12,16 +12,18 @@ it when it loads, and needs the memory and time that it needed before.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
 from onnxopt.graph import codes, layer
 from onnxopt.graph.codes import Coded
 from onnxopt.graph.compressed import compressed_bytes
+from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.numerics.codebook import Form
@@ -73,6 +75,7 @@ class Cluster(Pass):
         except ModelError as error:
             return PassResult(0, (Skip("model", str(error)),))
         found, skips = {}, list(absent(self.exclude, map(label, model.nodes())))
+        skips += _stored(model)
         for constant, nodes, why in self._candidates(model):
             if why:
                 skips.append(Skip(label(nodes[0]), why))
@@ -92,6 +95,10 @@ class Cluster(Pass):
             "notes": [_EXPANDED, *([_NO_DATA] if self.data and context.dataset.synthetic else [])],
         }
         return PassResult(len(coded), tuple(skips), figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Gives the weights of a copy the levels nearest to them: as many for the same layers."""
+        return tried(replace(self, data=False), model, context, "no weight would share levels")
 
     def _coded(
         self, model: Model, found: dict[Constant, list[Node]], context: Context
@@ -131,8 +138,13 @@ class Cluster(Pass):
                 nodes,
                 why or sharing.fault(model, constant, nodes, count, per_channel=self.per_channel),
             )
-        for node in model.nodes():
-            if node.op in layer.LAYERS and len(node.inputs) > 1 and not is_constant(node.inputs[1]):
-                stored = layer.stored_weight(node)
-                if stored is not None:
-                    yield stored, [node], _INTEGERS
+
+
+def _stored(model: Model) -> Iterator[Skip]:
+    """Weights that take few bits as it is."""
+    for node in model.nodes():
+        if node.op in layer.LAYERS and not is_constant(node.inputs[1]) and layer.stored_weight(node) is not None:
+            yield Skip(label(node), _INTEGERS)
+        for tensor in (node.inputs[i] for i in sharing.slots(node) if i < len(node.inputs)):
+            if how := already(tensor):
+                yield Skip(label(node), f"its weights are {how}")

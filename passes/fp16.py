@@ -3,27 +3,31 @@
     weights=true   a Cast behind each weight makes float32 of it when the model loads: a smaller file, the same speed
     weights=false  nodes compute in float16, between Casts behind the inputs and before the outputs
 
-A processor without float16 arithmetic computes in float32 all the same and converts before and after each node: there
-the whole computation is left as it is, unless it is asked for by anyway=true.
+ONNX Runtime computes in float32 what it has no float16 kernel for, and converts before and after: such nodes are left as
+they are, and so is the whole model where the processor has no float16 arithmetic. anyway=true is for other runtimes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.quality import Comparison, Quality
+from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.half import INTEGERS
 from onnxopt.quantization.half_graph import convert, draft, few_bytes, rounding, store_weights
+from onnxopt.runtime.half_kernels import BEST_OPSET, no_half_kernel, place
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
 from onnxopt.runtime.timing import Timing, interleave
 
 _OLDEST_OPSET = 7
+_NAMED = 3
 _JUDGED = 32
 _TIMING_S = 1.0
 # What is as quick computes in float32 after all: the weights alone in float16 then keep the answers nearer.
@@ -32,6 +36,7 @@ _QUICKER = 1.03
 _POOR_DB = 40.0
 _NEARER_DB = 1.0
 _ANYWAY = "anyway=true does it all the same, as for a GPU; weights=true halves the file"
+_NOTHING = "no node is worth Casts around it; weights=true halves the file"
 _LOADED = "a runtime makes float32 of the weights when it loads: a smaller file, the same memory and time"
 
 
@@ -61,17 +66,19 @@ class Fp16(Pass):
             return PassResult(0, (Skip("model", why),))
         candidate = model.clone()
         try:
-            candidate.upgrade(_OLDEST_OPSET)
+            _upgrade(candidate, _OLDEST_OPSET if self.weights or self.anyway else BEST_OPSET)
         except ModelError as error:
             return PassResult(0, (Skip("model", str(error)),))
         nodes, skips, figures = 0, [], dict[str, Figure]()
-        timed = not self.weights and not self.anyway and context.target is NATIVE
+        timed = not self.weights and not self.anyway and context.target.name == NATIVE.name
         if timed and (why := _slower(model, draft(candidate, context), context, figures)):
             return PassResult(0, (Skip("model", why),), figures)
         if not self.weights:
-            found = convert(candidate, context, self.samples)
+            found = convert(candidate, context, self.samples, anyway=self.anyway)
             candidate, nodes, skips = found.model, found.nodes, list(found.skips)
-            figures |= {"nodes": found.nodes, "casts": found.casts}
+            if not nodes:
+                return PassResult(0, tuple(skips or [Skip("model", _NOTHING)]))
+            figures |= {"nodes": found.nodes, "nodes_with_kernel": found.executed, "casts": found.casts}
         whole = candidate.clone() if self.weights else candidate
         count, left = store_weights(candidate)
         skips += [s for s in left if s not in skips]
@@ -103,14 +110,31 @@ class Fp16(Pass):
         model.adopt(candidate)
         return PassResult(nodes + count, tuple(skips), figures)
 
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Does it to a copy with a few samples, and asks the clock, which may answer otherwise when it runs."""
+        return tried(self, model, context, "nothing would become float16")
+
 
 def _refusal(model: Model, target: Target, anyway: bool) -> str:
     """Why a model is not to compute in float16 on a target, as far as it is known without trying."""
     if found := next((n for n in model.nodes() if n.op in INTEGERS), None):
         return f"it holds integers ('{label(found)}'), which a runtime no longer runs as such between float16 nodes"
-    if anyway or target.float16 or target is NATIVE:
+    if anyway or target.float16:
         return ""
-    return f"{target.name} has no float16 arithmetic: it would convert before and after each node; {_ANYWAY}"
+    lacking = Counter(n.op for n in model.nodes() if no_half_kernel(n.op, BEST_OPSET, target))
+    why = f"{place(target)} has no float16 arithmetic"
+    if lacking:
+        most = ", ".join(op for op, _ in lacking.most_common(_NAMED))
+        why += f": ONNX Runtime has no float16 {most} there, and converts before and after each"
+    return f"{why}; {_ANYWAY}"
+
+
+def _upgrade(model: Model, opset: int) -> None:
+    """Raises ModelError where not even the oldest that has float16 can be had."""
+    try:
+        model.upgrade(opset)
+    except ModelError:
+        model.upgrade(_OLDEST_OPSET)
 
 
 def _slower(model: Model, candidate: Model, context: Context, figures: dict[str, Figure]) -> str:
