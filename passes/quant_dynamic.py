@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization import dynamic_eligible as eligible
@@ -76,3 +77,7 @@ class QuantDynamic(Pass):
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(candidate)
         return PassResult(len(chosen), skips, figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Does it to a copy: there is nothing that takes long."""
+        return tried(self, model, context, "no layer would run in integers")

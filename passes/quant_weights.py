@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
 from onnxopt.graph.layer import layout
 from onnxopt.graph.model import Model
@@ -106,6 +107,10 @@ class QuantWeights(Pass):
             figures["opset"] = [model.opset, plain.opset]
         model.adopt(plain)
         return PassResult(len(sites), tuple(skips), figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Rounds a copy to nearest, of which all but the integers is as it will be."""
+        return tried(replace(self, rounding="nearest"), model, context, "no weights would be rounded")
 
     @property
     def _format(self) -> Format:
@@ -220,13 +225,17 @@ def _across_graphs(sites: Sequence[Site]) -> list[Site]:
 
 
 def _solvable(model: Model, sites: Sequence[Site]) -> list[Site]:
-    """The sites of the main graph that can be solved for: all weights their own."""
+    """The sites of the main graph that can be solved for: all weights their own, and numbers."""
     outer = {id(n) for n in model.graph.nodes}
     alone = {key for key, group in weight_only.readers(list(sites)).items() if len(group) == 1}
     return [
         s
         for s in sites
-        if s.kind != "table" and id(s.node) in outer and id(s.weight) in alone and not unrolled.fault(s.node)
+        if s.kind != "table"
+        and id(s.node) in outer
+        and id(s.weight) in alone
+        and not unrolled.fault(s.node)
+        and np.isfinite(s.weight.values).all()
     ]
 
 

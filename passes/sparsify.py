@@ -12,15 +12,16 @@ A runtime multiplies by zeros as by any number: the model gets no quicker, and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
-from onnxopt.core.pass_ import Figure, Pass, PassResult, Skip, label, option
+from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
+from onnxopt.core.reasons import tried
 from onnxopt.graph.compressed import compressed_bytes
 from onnxopt.graph.ir import Node
 from onnxopt.graph.model import Model
@@ -89,6 +90,10 @@ class Sparsify(Pass):
             "notes": notes,
         }
         return PassResult(len(layers), tuple(skips), figures)
+
+    def preflight(self, model: Model, context: Context) -> Preflight:
+        """Takes the smallest weights of a copy: as many of the same layers."""
+        return tried(replace(self, criterion="magnitude"), model, context, "no weight would become zero")
 
     def _candidates(self, model: Model) -> Iterator[tuple[Node, str]]:
         """Every layer, in the order of the graph, and why it stays as it is, if that is known already."""

@@ -15,7 +15,7 @@ _COLUMNS = ("layer", "operator ", "MACs", "alone in integers", "alone float", "a
 def render_ranking(found: Ranking, *, verbose: bool = False) -> RenderableType:
     """One row a layer, the most harmful first. ``verbose`` names every layer that stays float."""
     total = f"all {len(found.layers)} in integers with static scales, unrepaired: {words.decibels(found.sqnr_db)}"
-    total += f", on {found.samples} samples"
+    total += f", on {words.many(found.samples, 'sample')}"
     return Group(
         table("", _COLUMNS, map(_layer, found.layers)),
         *([skips_table(found.skips, "float with static scales", verbose)] if found.skips else ()),
@@ -55,8 +55,13 @@ def _figures(o: Outlook) -> str:
         parts.append("{} parameters instead of {}".format(*map(words.count, reversed(o.figures["parameters"]))))
     if "channels" in o.figures:
         parts.append("{1} of {0} channels".format(*o.figures["channels"]))
+    if "weight_bytes" in o.figures:
+        parts.append("{} of weights instead of {}".format(*map(words.size, reversed(o.figures["weight_bytes"]))))
+    elif "zstd_bytes" in o.figures:
+        parts.append("{} compressed instead of {}".format(*map(words.size, reversed(o.figures["zstd_bytes"]))))
     if "seconds" in o.figures:
-        parts.append(f"about {o.figures['seconds']:g} s to calibrate on {o.figures['samples']} samples")
+        samples = words.many(o.figures["samples"], "sample")
+        parts.append(f"about {o.figures['seconds']:g} s to calibrate on {samples}")
     if "peak_bytes" in o.figures:
         parts.append(f"{words.size(o.figures['peak_bytes'])} of memory")
     return ", ".join(parts)

@@ -60,7 +60,7 @@ def test_a_dry_run_tells_and_writes_nothing(net: Path, run) -> None:
         "optimize",
         net,
         "-p",
-        "quant:exclude=conv1,prune,svd:latency=-10%",
+        "quant:exclude=conv1,prune,svd:latency=-10%,sparsify,cluster",
         "--samples",
         "16",
         "--dry-run",
@@ -80,6 +80,9 @@ def test_a_dry_run_tells_and_writes_nothing(net: Path, run) -> None:
     assert quant["changed"] == 3
     assert quant["skips"] == [{"code": "excluded", "node": "conv1", "why": "excluded"}]
     assert 0.5 < quant["figures"]["integer_share"] < 1
+    assert steps["cluster"]["changed"] == 4
+    assert "of weights instead of" in done.out
+    assert "compressed instead of" in done.out
     assert "excluded: excluded" in done.out
     assert "nothing was run or written" in done.out
 
