@@ -68,6 +68,9 @@ def parse(spec: str) -> list[Pass]:
     parts = [p.strip() for p in spec.split(",")]
     if not all(parts):
         raise SpecError(f"'{spec}' names no pass in one place; write for example prune:ratio=0.3,quant")
+    for before, part in zip(["prune", *parts], parts, strict=False):
+        if "=" in part.split(":")[0]:
+            raise SpecError(f"'{part}' is an option, not a pass: options follow a colon, as in {before}:{part}")
     return [_parse_one(p) for p in parts]
 
 

@@ -72,6 +72,11 @@ def test_several_passes_keep_their_order() -> None:
         ("sample-pass:=1", r"has an option without a name"),
         ("sample-pass,,quant", r"names no pass in one place"),
         ("", r"names no pass"),
+        (
+            "sample-pass:ratio=1,mode=two",
+            r"^'mode=two' is an option, not a pass: options follow a colon, as in sample-pass:ratio=1:mode=two$",
+        ),
+        ("ratio=0.5", r"'ratio=0.5' is an option, not a pass: options follow a colon, as in prune:ratio=0.5"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, message: str) -> None:
