@@ -28,6 +28,7 @@ from onnxopt.graph.signature import TensorSpec, describe
 from onnxopt.graph.vocabulary import index_bounds
 from onnxopt.places import check_places
 from onnxopt.progress import Track, silent
+from onnxopt.report import words
 from onnxopt.report.report import FileInfo, Report, Verdict
 from onnxopt.reproduce import command
 from onnxopt.runtime.machine import machine, versions
@@ -287,7 +288,7 @@ def _warnings(model: Model, target: Target, report: Report) -> list[str]:
     risk = overflow_risk(model) if target == NATIVE else ()
     if not risk:
         return []
-    layers = "1 layer" if len(risk) == 1 else f"{len(risk)} layers"
+    layers = words.many(len(risk), "layer")
     return [f"on x86 without VNNI (avx2, avx512) sums of {layers} overflow: --target any, or x86-64-avx2, guards them"]
 
 

@@ -23,6 +23,7 @@ from onnxopt.graph.ir import Graph, Node, Tensor, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import TensorSpec, describe
 from onnxopt.progress import Track, silent
+from onnxopt.report import words
 from onnxopt.report.difference import Difference, Field, Lone, Numbers, Pair, Size
 from onnxopt.runtime.machine import versions
 
@@ -190,7 +191,7 @@ def _defaults(node: Node, model: Model) -> dict[str, Any]:
 
 def _attribute(value: Any, digest: Digests) -> str:
     if isinstance(value, Graph):
-        return f"a body of {len(value.inputs)} inputs, {len(value.outputs)} outputs"
+        return f"a body of {words.many(len(value.inputs), 'input')}, {words.many(len(value.outputs), 'output')}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_attribute(v, digest) for v in value)}]"
     if is_constant(value):

@@ -97,7 +97,7 @@ def _agreement(limit: float, v: Quality | Validation, samples: int) -> GateResul
 def _samples(n: int) -> str:
     """How many; and how coarse that makes a share, where that matters."""
     few = f" (one is {100 / n:.1f} points)" if n < 100 else ""
-    return f"{n} samples{few}"
+    return words.many(n, "sample") + few
 
 
 def _sqnr(limit: float, v: Quality | Validation) -> GateResult:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxopt.core.classes import Accuracies, Classes
 from onnxopt.graph.signature import Array, Feed
+from onnxopt.report import words
 from onnxopt.report.report import OutputQuality
 
 # Elements compared at once, so that large outputs need little memory beside them.
@@ -147,9 +148,10 @@ class _Output:
         if self._no_tensor:
             yield f"the output '{self.name}' is no tensor: not compared"
         if self._lost:
-            yield f"NaN or infinity came into '{self.name}' in {self._lost} places"
+            yield f"NaN or infinity came into '{self.name}' in {words.many(self._lost, 'place')}"
         if self._undefined:
-            yield f"the original itself gives NaN or infinity in {self._undefined} places of '{self.name}': left out"
+            places = words.many(self._undefined, "place")
+            yield f"the original itself gives NaN or infinity in {places} of '{self.name}': left out"
         if self._other_shape:
             yield (
                 f"'{self.name}' has another shape than the original's in {self._other_shape} of {self._batches} "

@@ -7,6 +7,7 @@ from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.deploy.trial import run_bounded
 from onnxopt.numerics.tolerance import allowed, deviation
+from onnxopt.report import words
 from onnxopt.runtime.exchange import Run
 
 _NAME = "determinism"
@@ -21,15 +22,17 @@ def check_determinism(subject: Subject, policy: Policy) -> list[Finding]:
     for threads in policy.determinism.threads:
         feeds = [subject.trial.feed] * policy.determinism.repeats
         again = run_bounded((subject.path,), feeds, threads=threads).runs[0]
-        where = f"with {threads} thread{'s' * (threads != 1)}"
+        where = f"with {words.many(threads, 'thread')}"
         if other := _other_bits(again):
             return [_failed(f"run again {where}, the same session gives another answer", other)]
         if threads == 1 and (other := _unequal(first, again)):
             return [_failed("another process gives another answer", other)]
         if other := _apart(first, again):
             return [_failed(f"{where} it gives another answer than with 1", other)]
-    counts = " and ".join(map(str, policy.determinism.threads))
-    why = f"equal answers in {policy.determinism.repeats} runs, in other processes, and with {counts} threads"
+    *others, last = policy.determinism.threads
+    counts = " and ".join((*map(str, others), words.many(last, "thread")))
+    runs = words.many(policy.determinism.repeats, "run")
+    why = f"equal answers in {runs}, in other processes, and with {counts}"
     return [Finding(_NAME, "passed", why)]
 
 

@@ -6,6 +6,7 @@ from onnxopt.deploy.finding import Finding
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.graph import external
+from onnxopt.report import words
 
 _NAME = "external-data"
 _SHOWN = 20
@@ -19,7 +20,8 @@ def check_external_data(subject: Subject, policy: Policy) -> list[Finding]:
     bad = [(name, error) for name, error in found if isinstance(error, Exception)]
     if not bad:
         files = {place for _, place in found}
-        return [Finding(_NAME, "passed", f"{len(found)} tensors in {len(files)} files beside the model", len(found))]
+        where = f"{words.many(len(found), 'tensor')} in {words.many(len(files), 'file')}"
+        return [Finding(_NAME, "passed", f"{where} beside the model", len(found))]
     # Of a file that is missing, every tensor says the same.
     reasons: dict[str, list[str]] = {}
     for name, error in bad:

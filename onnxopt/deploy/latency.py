@@ -64,7 +64,7 @@ def _median(subject: Subject, policy: Policy) -> Finding:
         timeout_s=TIME_LIMIT_S,
     )
     median = float(np.median(way.run(job).runs[0].run_s[_WARM_UP:])) * 1000
-    threads = f"{policy.latency.threads} thread{'s' * (policy.latency.threads != 1)}"
+    threads = words.many(policy.latency.threads, "thread")
     took = f"one sample takes {words.milliseconds(median)} with {threads} on {wanted.name}"
     if most is None:
         return Finding(_NAME, "not run", f"{took}; no limit is given", median, remedy="give [latency] max-ms")

@@ -11,6 +11,7 @@ from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.deploy.trial import fault_of, run_bounded, telling
 from onnxopt.errors import ExecutionError
+from onnxopt.report import words
 from onnxopt.runtime import session
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.local import run_in_child
@@ -41,7 +42,8 @@ def _forbidden(subject: Subject, policy: Policy) -> Finding:
         return Finding(_NAME, "passed", f"none of the forbidden operators: {names}", 0, 0)
     which = ", ".join(sorted({op for _, op in bad}))
     places = tuple(node.name or op for node, op in bad[:_SHOWN])
-    return Finding(_NAME, "failed", f"{len(bad)} nodes are forbidden: {which}", len(bad), 0, places)
+    why = f"{words.many(len(bad), 'node')} of a forbidden operator: {which}"
+    return Finding(_NAME, "failed", why, len(bad), 0, places)
 
 
 def _runs(subject: Subject, name: str) -> Finding:

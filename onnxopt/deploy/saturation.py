@@ -6,6 +6,7 @@ from onnxopt.check.overflow import overflow_risk
 from onnxopt.deploy.finding import Finding
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
+from onnxopt.report import words
 from onnxopt.runtime.probe import saturates
 from onnxopt.runtime.target import ANY, find_target
 
@@ -27,7 +28,7 @@ def check_saturation(subject: Subject, policy: Policy) -> list[Finding]:
     if not risks:
         return [Finding(_NAME, "passed", "no layer can overflow 16 bits", 0, 0)]
     worst = max(risks, key=lambda r: r.worst)
-    layers = f"{len(risks)} layer{'s' * (len(risks) != 1)}"
+    layers = words.many(len(risks), "layer")
     why = (
         f"{layers} can overflow 16 bits on x86 processors without VNNI (AVX2, AVX-512): in {worst.op} '{worst.node}' "
         f"weights of a pair add up to {worst.worst}, 128 is safe"

@@ -12,6 +12,7 @@ from onnxopt.deploy.subject import Subject
 from onnxopt.errors import ExternalDataError
 from onnxopt.graph import verify
 from onnxopt.graph.model import Model
+from onnxopt.report import words
 
 _NAME = "structure"
 _SHOWN = 20
@@ -40,7 +41,8 @@ def check_structure(subject: Subject, policy: Policy) -> list[Finding]:
     if faults:
         return [_fault(text) for text in faults[:_SHOWN]]
     nodes = sum(len(g.nodes) for g in model.graphs())
-    return [Finding(_NAME, "passed", f"{nodes} nodes, opset {model.opset}, IR version {proto.ir_version}")]
+    why = f"{words.many(nodes, 'node')}, opset {model.opset}, IR version {proto.ir_version}"
+    return [Finding(_NAME, "passed", why)]
 
 
 def _inference(model: Model) -> list[str]:

@@ -27,7 +27,7 @@ def render_difference(found: Difference, *, verbose: bool = False) -> Renderable
         columns = ("node", "operator ", "MACs", "weights", "what differs ")
         parts.append(table("Nodes", columns, limited([_pair(p) for p in pairs], verbose)))
     if follows := sum(not p.same and not _of_its_own(p) for p in found.pairs):
-        parts.append(Text(f"{_many(follows, 'node')} with results of another size or type, for what comes in"))
+        parts.append(Text(f"{words.many(follows, 'node')} with results of another size or type, for what comes in"))
     parts += _lone(found, verbose)
     if found.numbers is not None:
         parts += _numbers(found.numbers, verbose)
@@ -38,14 +38,14 @@ def render_difference(found: Difference, *, verbose: bool = False) -> Renderable
 
 def summary(found: Difference) -> str:
     """One line: equal, or how much is another."""
-    renamed = f"; {_many(found.renamed, 'node')} renamed" if found.renamed else ""
+    renamed = f"; {words.many(found.renamed, 'node')} renamed" if found.renamed else ""
     if found.same:
         return f"equal: the same graph with the same weights{renamed}"
     changed = sum(not p.same for p in found.pairs)
     weights = sum(len(p.weights) for p in found.pairs)
-    counts = [f"{changed} of {_many(len(found.pairs), 'common node')} changed"] if changed else []
-    counts += [f"{_many(weights, 'weight')} changed"] if weights else []
-    counts += [f"{_many(len(nodes), 'node')} {what}" for nodes, what in _sides(found) if nodes]
+    counts = [f"{changed} of {words.many(len(found.pairs), 'common node')} changed"] if changed else []
+    counts += [f"{words.many(weights, 'weight')} changed"] if weights else []
+    counts += [f"{words.many(len(nodes), 'node')} {what}" for nodes, what in _sides(found) if nodes]
     counts += ["inputs, outputs or opsets are others"] if found.interface else []
     return f"different: {', '.join(counts)}{renamed}"
 
@@ -123,7 +123,7 @@ def _lone(found: Difference, verbose: bool) -> Iterator[RenderableType]:
 
 def _numbers(numbers: Numbers, verbose: bool) -> Iterator[RenderableType]:
     columns = ("tensor", "signal to noise", "largest error")
-    samples = _many(numbers.samples, "sample")
+    samples = words.many(numbers.samples, "sample")
     yield table(f"Outputs, on {samples}", columns, limited([_quality(o) for o in numbers.outputs], verbose))
     shown = list(numbers.tensors)
     if not verbose:
@@ -138,10 +138,6 @@ def _numbers(numbers: Numbers, verbose: bool) -> Iterator[RenderableType]:
 def _quality(o: OutputQuality) -> tuple[str, str, str]:
     last = f"{o.max_error:.3g}" if o.equal is None else f"{words.share(o.equal)} equal"
     return _plain(o.name), words.decibels(o.sqnr_db), last
-
-
-def _many(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _plain(text: str) -> str:

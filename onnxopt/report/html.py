@@ -73,7 +73,7 @@ def _tiles(report: Report) -> Iterator[tuple[str, str, str]]:
             change = f"{words.share(v.accuracy_reference)} → {words.share(v.accuracy)}"
             yield "accuracy", f"{100 * (v.accuracy - v.accuracy_reference):+.1f} points", change
         elif v.agreement is not None:
-            yield "same top answer", words.share(v.agreement), f"of {v.samples} samples"
+            yield "same top answer", words.share(v.agreement), f"of {words.many(v.samples, 'sample')}"
         yield "signal to noise", words.decibels(v.sqnr_db), f"cosine {v.cosine:.5f}"
 
 

@@ -157,7 +157,8 @@ def _some(share: float | None) -> str:
 
 def verdict(report: Report) -> str:
     """One line: what became of it, and why."""
-    failed, unjudged = (", ".join(g.name for g in report.gates if g.holds is holds) for holds in (False, None))
+    fails, unjudged = (", ".join(g.name for g in report.gates if g.holds is holds) for holds in (False, None))
+    fails = f"{fails} fail" if ", " in fails else f"{fails or 'a gate'} fails"
     saved = f"every gate that was judged holds; not judged: {unjudged}" if unjudged else "every gate holds"
     if report.output is not None and report.passes:
         saved = f"saved as {report.output.path}"
@@ -165,8 +166,8 @@ def verdict(report: Report) -> str:
         saved += ", which is the original: no pass changed anything"
     return {
         "accepted": f"accepted: {saved}",
-        "forced": f"forced: {saved}, although {failed or 'a gate'} fails",
-        "rejected": f"rejected: {failed or 'a gate'} fails" + ("; nothing was saved" if report.passes else ""),
+        "forced": f"forced: {saved}, although {fails}",
+        "rejected": f"rejected: {fails}" + ("; nothing was saved" if report.passes else ""),
         "not validated": f"not validated: {saved if report.output is not None else 'nothing was judged'}",
         "not judged": "not judged",
     }[report.verdict]
@@ -191,7 +192,7 @@ def _cell(value: object) -> str:
 
 def _validation(v: Validation, outputs: bool) -> list[Row]:
     """Rows of one target: what is measured on both, then how near they are."""
-    rows = [(f"on {v.target}, {v.samples} samples", "", "", "")]
+    rows = [(f"on {v.target}, {words.many(v.samples, 'sample')}", "", "", "")]
     for what, a, b in (
         ("accuracy", v.accuracy_reference, v.accuracy),
         ("accuracy, top 5", v.accuracy_top5_reference, v.accuracy_top5),
@@ -199,12 +200,13 @@ def _validation(v: Validation, outputs: bool) -> list[Row]:
         if a is not None and b is not None:
             rows.append((what, words.share(a), words.share(b), f"{100 * (b - a):+.1f} points"))
     speed = f"{v.speedup:.2f} x ({v.speedup_low:.2f} to {v.speedup_high:.2f})"
-    rows.append((f"latency, batch {v.batch}, {_threads(v.threads)}", _spread(v, True), _spread(v, False), speed))
+    latency = f"latency, batch {v.batch}, {words.many(v.threads, 'thread')}"
+    rows.append((latency, _spread(v, True), _spread(v, False), speed))
     a, b = v.peak_memory_reference_bytes, v.peak_memory_bytes
     if a is not None and b is not None:
         rows.append(("peak memory", words.size(a), words.size(b), ratio(a, b)))
     if v.islands is not None and v.conversions is not None:
-        left = f"{v.islands} products float, {v.conversions} conversions left"
+        left = f"{words.many(v.islands, 'product')} float, {words.many(v.conversions, 'conversion')} left"
         rows.append(("MACs in integer kernels", "", words.share(v.integer_share), left))
     if v.agreement is not None:
         rows.append(("same top answer", "", words.share(v.agreement), ""))
@@ -218,10 +220,6 @@ def _validation(v: Validation, outputs: bool) -> list[Row]:
             )
             rows.append((f"  {output.name}", "", words.decibels(output.sqnr_db), last))
     return rows
-
-
-def _threads(n: int) -> str:
-    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def _spread(v: Validation, reference: bool) -> str:

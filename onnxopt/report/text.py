@@ -117,7 +117,7 @@ def render_execution(found: Execution, *, min_integer: float | None = None, verb
         parts.append(table("Executed", ("operator", "count"), [(op, str(n)) for op, n in rows]))
     unknown = f", {found.uncounted} of unknown MACs" if found.uncounted else ""
     products = f"{found.integer} integer, {found.islands} float, {found.folded} folded into constants{unknown}"
-    left = f"{found.quantizations} quantizations, {found.dequantizations} dequantizations"
+    left = f"{words.many(found.quantizations, 'quantization')}, {words.many(found.dequantizations, 'dequantization')}"
     figures = [("rules", found.rules), ("MACs in integer kernels", words.share(found.integer_share))]
     figures += [("products", products), ("left as conversions", left)]
     parts.append(table("", ("model", f"{Path(found.path).name} "), figures))

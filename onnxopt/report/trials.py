@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxopt.report import words
 from onnxopt.report.plot import Plot, plot
 
 
@@ -49,7 +50,7 @@ def _mixes(figures: Mapping[str, Any]) -> Trials | None:
     found = [(int(n), float(ms), float(db)) for n, ms, db in figures.get("trials", ())]
     same = [trial for trial in found if trial[0] == len(left)]
     best = min(same, key=lambda trial: abs(trial[1] - paid), default=None)
-    named = [(f"{n} {'layer' if n == 1 else 'layers'} float", ms, db, (n, ms, db) == best) for n, ms, db in found]
+    named = [(f"{words.many(n, 'layer')} float", ms, db, (n, ms, db) == best) for n, ms, db in found]
     return _made("milliseconds that layers left float take longer", named)
 
 

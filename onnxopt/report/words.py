@@ -30,6 +30,11 @@ def count(n: float | None) -> str:
     return f"{n:g}" if unit == 0 else f"{_three(n)} {' kMGT'[unit]}"
 
 
+def many(n: int, what: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def share(x: float | None) -> str:
     """A fraction in percent: ``97.2 %``; ``-`` for None."""
     return "-" if x is None else f"{100 * x:.1f} %"

@@ -31,6 +31,10 @@ def test_count(n: float | None, text: str) -> None:
     assert words.count(n) == text
 
 
+def test_one_thing_is_one() -> None:
+    assert [words.many(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
 def test_shares_decibels_and_times() -> None:
     assert (words.share(0.9724), words.share(None)) == ("97.2 %", "-")
     assert [words.decibels(x) for x in (28.42, math.inf, -math.inf, math.nan)] == ["28.4 dB", "equal", "-inf dB", "?"]
