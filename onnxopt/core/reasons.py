@@ -25,7 +25,7 @@ _CODES = (
     ("attributes", r"no integer kernel for \w+=|^there is no integer kernel|looks up columns|transposes its"),
     ("attributes", r"convolves in|more than one position|pads automatically|its type is|handles sequences"),
     ("attributes", r"first factor|no multiple of"),
-    ("no-kernel", r"has no integer kernel|static scales$|of few bits for|ONNX has no|nothing is known|crashes when|no float16 kernel"),
+    ("no-kernel", r"no (integer|float16) kernel|static scales$|of few bits for|ONNX has no|nothing is known|crashes when"),
     ("opset", r"opset"),
     ("boundary", r"is an output of|the default of an input|the model's caller"),
     ("shared", r"shares? its|are shared|read as float by"),
