@@ -56,6 +56,17 @@ def text(value: Any, _: Path) -> str:
     return value.strip()
 
 
+def named(find: Callable[[str], object]) -> Reader[str]:
+    """A text that ``find`` knows: what it raises SpecError for is refused."""
+
+    def read(value: Any, folder: Path) -> str:
+        given = text(value, folder)
+        find(given)
+        return given
+
+    return read
+
+
 def texts(value: Any, folder: Path) -> tuple[str, ...]:
     """A list of strings, each once."""
     if not isinstance(value, list) or len(value) > _MOST:

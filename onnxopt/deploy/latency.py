@@ -9,13 +9,12 @@ from onnxopt.deploy.finding import Finding
 from onnxopt.deploy.policy import Policy
 from onnxopt.deploy.subject import Subject
 from onnxopt.deploy.trial import TIME_LIMIT_S
-from onnxopt.errors import SpecError
 from onnxopt.report import words
 from onnxopt.runtime.exchange import Job
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.timing import interleave
 from onnxopt.targets.find import find_way
-from onnxopt.targets.spec import Wanted, parse_targets
+from onnxopt.targets.spec import one_target
 from onnxopt.targets.way import Unavailable
 
 _NAME = "latency"
@@ -37,17 +36,8 @@ def check_latency(subject: Subject, policy: Policy) -> list[Finding]:
     return [_median(subject, policy), *_beside(subject, policy)]
 
 
-def timed_on(policy: Policy) -> Wanted:
-    """The target that it is timed on. Raises SpecError if that is none, or several."""
-    name = policy.latency.target
-    wanted = parse_targets(name)
-    if len(wanted) != 1:
-        raise SpecError(f"[latency] target: '{name}' is more than one target")
-    return wanted[0]
-
-
 def _median(subject: Subject, policy: Policy) -> Finding:
-    wanted, most = timed_on(policy), policy.latency.max_ms
+    wanted, most = one_target(policy.latency.target), policy.latency.max_ms
     way = find_way(wanted)
     if isinstance(way, Unavailable):
         return Finding(_NAME, "not run", f"{wanted.name} is not available: {way}", limit=most)

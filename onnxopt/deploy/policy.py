@@ -13,6 +13,7 @@ from onnxopt.deploy.keys import (
     integer,
     integers,
     key,
+    named,
     number,
     path,
     preset,
@@ -21,14 +22,15 @@ from onnxopt.deploy.keys import (
     size,
     source,
     spelled,
-    text,
     texts,
     word,
     words,
 )
 from onnxopt.errors import SpecError
+from onnxopt.runtime.releases import parse_version
+from onnxopt.runtime.target import find_target
 from onnxopt.spelling import nearest
-from onnxopt.targets.spec import PROVIDERS
+from onnxopt.targets.spec import PROVIDERS, one_target, parse_targets
 
 # In the order in which they run.
 NAMES = (
@@ -51,7 +53,7 @@ class Checks:
 class Opset:
     """The runtime version of the device."""
 
-    ort: str | None = key(None, text, "the ONNX Runtime release on the device, such as 1.16")
+    ort: str | None = key(None, named(parse_version), "the ONNX Runtime release on the device, such as 1.16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Latency:
 
     max_ms: float | None = key(None, number(), "most milliseconds, the median of runs")
     threads: int = key(1, integer(1, 256), "threads of the session")
-    target: str = key("native", text, "where it is timed: native or ssh://...")
+    target: str = key("native", named(one_target), "where it is timed: native or ssh://...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +107,17 @@ class Accuracy:
 class Targets:
     """Processors that must give the same answers."""
 
-    run: str | None = key(None, text, "targets to run on, such as x86,arm64; those that are not available are told")
-    require: str | None = key(None, text, "targets that must be available")
+    run: str | None = key(
+        None, named(parse_targets), "targets to run on, such as x86,arm64; those that are not available are told"
+    )
+    require: str | None = key(None, named(parse_targets), "targets that must be available")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saturation:
     """Sums that overflow 16 bits on some x86 processors."""
 
-    target: str | None = key(None, text, "the processor that the model ships to; none: any")
+    target: str | None = key(None, named(find_target), "the processor that the model ships to; none: any")
 
 
 @dataclass(frozen=True, kw_only=True)

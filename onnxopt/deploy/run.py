@@ -14,7 +14,7 @@ from onnxopt.deploy.determinism import check_determinism
 from onnxopt.deploy.edges import check_edges
 from onnxopt.deploy.external_data import check_external_data
 from onnxopt.deploy.finding import CheckReport, CheckVerdict, Finding, ModelFile
-from onnxopt.deploy.latency import check_latency, timed_on
+from onnxopt.deploy.latency import check_latency
 from onnxopt.deploy.memory import check_memory
 from onnxopt.deploy.operators import check_operators
 from onnxopt.deploy.opset import check_opset
@@ -29,8 +29,6 @@ from onnxopt.errors import ModelError, OnnxOptError, SpecError
 from onnxopt.graph import io
 from onnxopt.report.json import plain
 from onnxopt.runtime.machine import machine, versions
-from onnxopt.runtime.releases import parse_version
-from onnxopt.runtime.target import find_target
 from onnxopt.targets.find import require
 from onnxopt.targets.spec import parse_targets
 
@@ -70,8 +68,8 @@ def check(subject: Subject, policy: Policy) -> CheckReport:
     """Run the checks that the policy wants.
 
     Raises ModelError when there is no such file, DataError for data that cannot be read, SpecError for a policy that
-    names what does not exist, TargetError when a required target is not available. What is wrong with the model itself
-    is in the report.
+    leaves no check, TargetError when a required target is not available. What is wrong with the model itself is in the
+    report.
     """
     started = time.monotonic()
     _can_start(subject, policy)
@@ -99,13 +97,6 @@ def _can_start(subject: Subject, policy: Policy) -> None:
             raise ModelError(f"{path} is {'a folder: name a file in it' if path.is_dir() else 'no file that is there'}")
     if not any(policy.wanted(c.name) for c in CHECKS):
         raise SpecError("no check is left: what 'only' names, 'skip' leaves out")
-    if policy.opset.ort is not None:
-        parse_version(policy.opset.ort)
-    if policy.saturation.target is not None:
-        find_target(policy.saturation.target)
-    timed_on(policy)
-    if policy.targets.run is not None:
-        parse_targets(policy.targets.run)
     if policy.targets.require is not None:
         require(parse_targets(policy.targets.require))
     if subject.data is not None:

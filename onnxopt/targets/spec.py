@@ -87,6 +87,14 @@ def parse_targets(text: str) -> tuple[Wanted, ...]:
     return tuple(found.values())
 
 
+def one_target(text: str) -> Wanted:
+    """One target. Raises SpecError, also for several."""
+    wanted = parse_targets(text)
+    if len(wanted) != 1:
+        raise SpecError(f"'{text}' is more than one target")
+    return wanted[0]
+
+
 def _parse(text: str) -> list[Wanted]:
     if text.startswith("ssh://"):
         return [_device(text)]
