@@ -1,20 +1,22 @@
 """Where two forms of a model differ, piece by piece, and a model of one form with single pieces of the other.
 
-Tensors that both forms have by name are where a piece may begin and end. What makes such a tensor out of others of its
-kind is a piece; two pieces are equal when they compute the same from the same constants.
+Tensors that both forms have by name, and that something reads, are where a piece may begin and end; but a layer and
+the bias that is added behind it belong together. What makes such a tensor out of others of its kind is a piece, and all
+that one node makes is one; two pieces are equal when they compute the same from the same constants.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxopt.graph.ir import Constant, Graph, Node, Tensor, Variable, is_constant, reads
+from onnxopt.graph.ir import Constant, Graph, Node, Scope, Tensor, Variable, is_constant, reads
+from onnxopt.graph.layer import LAYERS
 from onnxopt.graph.model import Model
 from onnxopt.graph.proto import raw_bytes
 from onnxopt.graph.shapes import specs
@@ -23,12 +25,12 @@ from onnxopt.graph.signature import TensorSpec
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The nodes that make the tensor ``output`` of the original, and those that make it in the other form, in order.
+    """The nodes that make the tensors ``outputs`` of the original, and those that make them in the other form.
 
     ``whole``: it can be put into the original; False where a body of an If, Loop or Scan is part of it.
     """
 
-    output: str
+    outputs: tuple[str, ...]
     before: tuple[Node, ...]
     after: tuple[Node, ...]
 
@@ -43,9 +45,15 @@ def differences(original: Model, changed: Model) -> list[Piece]:
     common = _common(original, changed)
     digests: dict[int, str] = {}
     before, after = (_read(m, common, digests) for m in (original, changed))
-    return [
-        Piece(name, before[name].nodes, after[name].nodes) for name in before if before[name].key != after[name].key
-    ]
+    parts: dict[int, list[str]] = {}
+    for name, made in before.items():
+        if made.key != after[name].key:
+            parts.setdefault(id(made.nodes[-1]), []).append(name)
+    return [Piece(tuple(p), *(_joined(form[n].nodes for n in p) for form in (before, after))) for p in parts.values()]
+
+
+def _joined(parts: Iterable[Sequence[Node]]) -> tuple[Node, ...]:
+    return tuple(dict.fromkeys(n for nodes in parts for n in nodes))
 
 
 def transplant(original: Model, changed: Model, pieces: Sequence[Piece]) -> Model:
@@ -54,8 +62,9 @@ def transplant(original: Model, changed: Model, pieces: Sequence[Piece]) -> Mode
     _import_domains(model, changed)
     types = specs(original), specs(changed)
     own = {t.name: t for t in (*model.graph.inputs, *(t for n in model.graph.nodes for t in n.outputs))}
+    constants: dict[int, Tensor] = {}
     for piece in pieces:
-        _put(model, own, piece, types)
+        _put(model, own, piece, types, constants)
     model.tidy()
     return model
 
@@ -72,7 +81,23 @@ def _common(original: Model, changed: Model) -> set[str]:
     """The names of what nodes of both main graphs make, where nothing says that it is of another shape."""
     names = [{t.name for n in m.graph.nodes for t in n.outputs if t.name} for m in (original, changed)]
     a, b = specs(original), specs(changed)
-    return {n for n in names[0] & names[1] if _may_be_equal(a.get(n), b.get(n))}
+    inner = _inner(original)
+    return {n for n in names[0] & names[1] if n not in inner and _may_be_equal(a.get(n), b.get(n))}
+
+
+def _inner(model: Model) -> set[str]:
+    """What nothing reads, and what a layer makes for the constant that alone is then added."""
+    scope = Scope(model.graph)
+    read = {id(t) for n in model.graph.nodes for t in reads(n)} | {id(t) for t in model.graph.outputs}
+    found = {t.name for n in model.graph.nodes for t in n.outputs if id(t) not in read}
+    for node in model.graph.nodes:
+        sums = [t for t in node.inputs if not is_constant(t)]
+        if node.op != "Add" or not node.is_standard or len(sums) != 1:
+            continue
+        maker = scope.producer(sums[0])
+        if maker is not None and maker.op in LAYERS and scope.used_once(sums[0]):
+            found.add(sums[0].name)
+    return found
 
 
 def _may_be_equal(a: TensorSpec | None, b: TensorSpec | None) -> bool:
@@ -142,18 +167,27 @@ def _import_domains(model: Model, other: Model) -> None:
     model.header.ir_version = max(model.header.ir_version, other.header.ir_version)
 
 
-def _put(model: Model, own: Mapping[str, Any], piece: Piece, types: Sequence[Mapping[str, TensorSpec]]) -> None:
-    """Copy one piece, with casts where a common tensor has another float type in the other form."""
+def _put(
+    model: Model,
+    own: Mapping[str, Any],
+    piece: Piece,
+    types: Sequence[Mapping[str, TensorSpec]],
+    constants: dict[int, Tensor],
+) -> None:
+    """Copy one piece, with casts where a common tensor has another float type in the other form. What pieces read
+    together, ``constants`` by the identity of the other form's, they still do."""
     copies: dict[int, Tensor] = {}
     inside = {id(t) for n in piece.after for t in n.outputs}
 
     def copy(tensor: Tensor) -> Tensor:
         if tensor.is_empty():
             return Variable.empty()
+        if is_constant(tensor):
+            if id(tensor) not in constants:
+                constants[id(tensor)] = Constant(model.fresh_name(tensor.name), tensor._values)  # packed, if it was
+            return constants[id(tensor)]
         if id(tensor) not in copies:
-            if is_constant(tensor):
-                copies[id(tensor)] = model.constant(tensor.name, tensor.values)
-            elif id(tensor) in inside:
+            if id(tensor) in inside:
                 copies[id(tensor)] = Variable(model.fresh_name(tensor.name), tensor.dtype)
             else:
                 copies[id(tensor)] = _cast(model, own[tensor.name], _types(tensor.name, types))
@@ -163,9 +197,9 @@ def _put(model: Model, own: Mapping[str, Any], piece: Piece, types: Sequence[Map
         inputs, outputs = ([copy(t) for t in side] for side in (node.inputs, node.outputs))
         name = model.fresh_name(node.name or node.op)
         model.graph.nodes.append(Node(node.op, name, inputs, outputs, dict(node.attrs), node.domain))
-    result = next(t for t in piece.after[-1].outputs if t.name == piece.output)
-    new = _cast(model, copy(result), _types(piece.output, types)[::-1])
-    _take_over(model, own[piece.output], new)
+    made = {t.name: t for n in piece.after for t in n.outputs}
+    for name in piece.outputs:
+        _take_over(model, own[name], _cast(model, copy(made[name]), _types(name, types)[::-1]))
 
 
 def _types(name: str, types: Sequence[Mapping[str, TensorSpec]]) -> list[Any]:

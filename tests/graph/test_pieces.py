@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
-from onnxopt.graph.ir import Node, Variable
+from onnxopt.graph.ir import Constant, Node, Variable
 from onnxopt.graph.model import Model
 from onnxopt.graph.pieces import differences, transplant
+from onnxopt.graph.stored import Stored
 from onnxopt.runtime.session import Session
 
 NODES = "a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) y = Add(c, b)"
@@ -53,7 +55,7 @@ def test_one_layer_of_two(model: Model) -> None:
     other = model.clone()
     halve(other, "a")
     (piece,) = differences(model, other)
-    assert (piece.output, [n.op for n in piece.before]) == ("a", ["MatMul"])
+    assert (piece.outputs, [n.op for n in piece.before]) == (("a",), ["MatMul"])
     assert [n.op for n in piece.after] == ["MatMul", "Mul"]
     assert piece.whole
 
@@ -65,7 +67,7 @@ def test_each_alone_and_all_together(model: Model) -> None:
         halve(other, name)
     before = run(model)
     pieces = differences(model, other)
-    assert [p.output for p in pieces] == ["a", "c"]
+    assert [p.outputs for p in pieces] == [("a",), ("c",)]
     np.testing.assert_array_equal(run(transplant(model, other, pieces[:1])), run(first))
     np.testing.assert_array_equal(run(transplant(model, other, pieces)), run(other))
     np.testing.assert_array_equal(run(transplant(model, other, [])), before)
@@ -90,7 +92,7 @@ def test_other_float_types_are_cast(model: Model, build) -> None:
         x="float[N,16] x",
     )
     pieces = differences(model, other)
-    assert [p.output for p in pieces] == ["a", "c", "y"]  # what reads b reads it through a cast
+    assert [p.outputs for p in pieces] == [("a",), ("c",), ("y",)]  # what reads b reads it through a cast
     alone = transplant(model, other, pieces[:1])
     assert sorted(n.op for n in alone.graph.nodes) == ["Add", "Cast", "Cast", "MatMul", "MatMul", "Relu"]
     assert np.abs(run(alone) - run(model)).max() < 0.1 * np.abs(run(model)).max()
@@ -110,7 +112,7 @@ def test_another_shape_is_no_place_to_begin(model: Model) -> None:
             tensor.shape = None
     add = next(n for n in other.graph.nodes if n.op == "Add")
     add.inputs[1] = add.inputs[0]
-    assert [p.output for p in differences(model, other)] == ["c", "y"]
+    assert [p.outputs for p in differences(model, other)] == [("c",), ("y",)]
 
 
 def test_a_body_cannot_be_moved(build) -> None:
@@ -123,3 +125,52 @@ def test_a_body_cannot_be_moved(build) -> None:
     assert differences(a, a.clone()) == []
     (piece,) = differences(a, b)
     assert not piece.whole
+
+
+def test_a_layer_and_its_bias_are_one_piece(build) -> None:
+    """Its weights were chosen with that bias, and neither is worth anything without the other."""
+    nodes = "a = MatMul(x, w) b = Add(v, a) c = MatMul(b, u) d = Neg(c) y = Add(c, d)"
+    model = build(nodes, "float[16,16] w, float[16] v, float[16,16] u", x="float[N,16] x")
+    other = model.clone()
+    by_name = {n.outputs[0].name: n for n in other.graph.nodes}
+    by_name["b"].inputs[0] = other.constant("v", by_name["b"].inputs[0].values + 1)
+    by_name["c"].inputs[1] = other.constant("u", by_name["c"].inputs[1].values + 1)
+    pieces = differences(model, other)
+    assert [p.outputs for p in pieces] == [("b",), ("c",)]
+    assert [n.op for n in pieces[0].after] == ["MatMul", "Add"]
+    np.testing.assert_array_equal(run(transplant(model, other, pieces)), run(other))
+
+
+@pytest.mark.parametrize(("end", "outputs"), [("y = Relu(s)", ("s",)), ("y = Add(s, h)", ("s", "h"))])
+def test_a_node_of_several_outputs_is_one_piece_of_those_that_are_read(build, end: str, outputs: tuple) -> None:
+    nodes = f"i = Constant<value_ints=[1]>() t = Unsqueeze(x, i) s, h, c = LSTM<hidden_size=16>(t, w, r) {end}"
+    model = build(nodes, "float[1,64,16] w, float[1,64,16] r", x="float[N,16] x")
+    other = model.clone()
+    (lstm,) = (n for n in other.graph.nodes if n.op == "LSTM")
+    lstm.inputs[1] = other.constant("w", lstm.inputs[1].values / 2)
+    (piece,) = differences(model, other)
+    assert piece.outputs == outputs
+    alone = transplant(model, other, [piece])
+    assert [n.op for n in alone.graph.nodes].count("LSTM") == 1
+    assert alone.constant_bytes() == model.constant_bytes()
+    np.testing.assert_array_equal(run(alone), run(other))
+
+
+def test_constants_stay_as_they_are_stored(model: Model) -> None:
+    """Two weights of four bits in a byte, and one scale for two layers."""
+    other = model.clone()
+    other.upgrade(21)
+    scale = other.constant("scale", np.float32(0.5))
+    raw = np.arange(128, dtype=np.uint8).tobytes()
+    for node in [n for n in other.graph.nodes if n.op == "MatMul"]:
+        packed = onnx.TensorProto(data_type=onnx.TensorProto.INT4, dims=(16, 16), raw_data=raw)
+        weight = Variable(other.fresh_name("weight"), np.float32)
+        codes = Constant(other.fresh_name("codes"), Stored(packed))
+        other.graph.nodes.append(Node("DequantizeLinear", "", [codes, scale], [weight]))
+        node.inputs[1] = weight
+    other.tidy()
+    plain = model.clone()
+    plain.upgrade(21)
+    both = transplant(plain, other, differences(plain, other))
+    assert both.constant_bytes() == other.constant_bytes() == 2 * 128 + 4
+    np.testing.assert_array_equal(run(both), run(other))
