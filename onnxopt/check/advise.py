@@ -33,7 +33,7 @@ from onnxopt.runtime.machine import machine, versions
 from onnxopt.runtime.profile import profile
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
-from onnxopt.runtime.timing import interleave
+from onnxopt.runtime.timing import Timing, interleave
 
 # Samples that passes look at, and that judge.
 _SAMPLES = 64
@@ -41,12 +41,12 @@ _SAMPLES = 64
 _SMALL = 0.01
 _PROFILE_S = 0.2
 _TIMING_S = 0.6
-# Settings of a first look: passes with other defaults, or worth more than one.
+# Passes that are worth more than one setting, and what saves time at a first look, which is not named.
 _TRIED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "cluster": ({}, {"levels": 256}),
-    "quant": ({"effort": "fast", "measure": False},),
     "quant-weights": ({}, {"bits": 8}),
 }
+_HASTE: Mapping[str, Mapping[str, Any]] = {"quant": {"effort": "fast", "measure": False}}
 # Runs anew for each layer.
 _RESHAPING = ("prune",)
 
@@ -70,20 +70,19 @@ def advise(
     steps = [step for name in spec.known_passes() for step in _settings(name)]
     plain = model.clone()
     few = _few(calibration)
-    exact = dict.fromkeys(name for step in steps for name in step.needs())
+    exact = dict.fromkeys(name for _, step in steps for name in step.needs())
     PassManager([spec.make(name, {}) for name in exact]).run(plain, few, target=target, seed=seed)
     trial = _Trial(plain, few, Judge(plain, test, samples=_SAMPLES, threads=threads), target, seed, threads, track)
-    tried = [trial.whole(step) for step in track(steps, "try passes")]
-    end = time.monotonic() + budget_s
+    left = budget_s
     offers: list[Offer] = []
     passes = []
-    for i, (whole, ways) in enumerate(tried):
-        now = time.monotonic()
-        pieces = 0
-        for covered, offer in track(ways.within(now + (end - now) / (len(tried) - i)), f"{whole.spec} by layer"):
-            pieces += covered
-            offers.append(offer)
-        passes.append(replace(whole, pieces=ways.count, tried=pieces))
+    for i, (name, step) in enumerate(track(steps, "try passes")):
+        whole, ways = trial.whole(name, step)
+        started = time.monotonic()
+        found = list(track(ways.within(started + left / (len(steps) - i)), f"{name} by layer", ways.count))
+        left -= time.monotonic() - started
+        offers += [offer for _, offer in found]
+        passes.append(replace(whole, pieces=ways.count, tried=sum(covered for covered, _ in found)))
     notes = (*few.notes, *test.notes, *_unfinished(passes, budget_s))
     ordered = tuple(sorted(offers, key=trial.price))
     path = str(model.path or "")
@@ -92,14 +91,21 @@ def advise(
 
 @dataclass(frozen=True)
 class _Form:
-    """One form of the model, with what its nodes cost, by the identity of the node, and take, by label."""
+    """One form of the model, with what its nodes cost, by the identity of the node, and take, by label; ``total``
+    seconds in all."""
 
     model: Model
     total_macs: int | None
     costs: Mapping[int, tuple[int, int | None]]
     seconds: Mapping[str, float]
+    total: float
     bytes: int
     packed: int
+
+    def at(self, total: float) -> _Form:
+        """The same where a run takes so many seconds in all."""
+        pace = total / self.total
+        return replace(self, seconds={name: s * pace for name, s in self.seconds.items()}, total=total)
 
     def of(self, nodes: Iterable[Node]) -> tuple[int, int | None, float]:
         """Bytes, MACs and milliseconds of some nodes."""
@@ -109,9 +115,9 @@ class _Form:
         took = sum(self.seconds.get(label(n), 0.0) for n in once)
         return sum(b for b, _ in rows), None if None in macs else sum(m or 0 for m in macs), 1e3 * took
 
-    def whole(self, ms: float) -> Costs:
+    def whole(self) -> Costs:
         """All of it."""
-        return Costs(self.bytes, self.packed, self.total_macs, ms)
+        return Costs(self.bytes, self.packed, self.total_macs, 1e3 * self.total)
 
 
 @dataclass(frozen=True)
@@ -143,14 +149,13 @@ class _Trial:
 
     def price(self, offer: Offer) -> tuple[bool, float]:
         """Noise for each share of the model's bytes and time that is saved; offers that do not pay come behind."""
-        total_ms = 1e3 * sum(self._plain.seconds.values())
-        share = max(offer.saved_bytes, 0) / max(self._plain.bytes, 1) + max(offer.saved_ms, 0.0) / max(total_ms, 1e-9)
+        saved_ms = offer.saved_ms if offer.pace > 0 else 0.0
+        share = max(offer.saved_bytes, 0) / max(self._plain.bytes, 1) + saved_ms / max(1e3 * self._plain.total, 1e-9)
         noise = 10 ** (-offer.sqnr_db / 10) if not math.isnan(offer.sqnr_db) else math.inf
         return offer.verdict != "pays", noise / max(share, 1e-9)
 
-    def whole(self, step: Pass) -> tuple[Whole, _Ways]:
+    def whole(self, name: str, step: Pass) -> tuple[Whole, _Ways]:
         """What a pass does to the whole model, and how to try it on layers alone."""
-        name = str(step)
         changed = self._plain.model.clone()
         try:
             report = self._run(step, changed)
@@ -159,49 +164,52 @@ class _Trial:
         done = report.passes[-1]
         plain = Whole(name, seconds=done.seconds, skips=done.skips)
         if not done.changed:
-            why = next((n.partition(": ")[2] for n in report.notes if n.startswith(f"{name} changed nothing")), "")
+            why = next((n.partition(": ")[2] for n in report.notes if n.startswith(f"{step} changed nothing")), "")
             return replace(plain, why=why or "it found no place for it"), _Ways()
         try:
-            form = self._form(changed)
-            sessions = [Session(m, threads=self._threads) for m in (self._plain.model, changed)]
-            timing = interleave(sessions[0], sessions[1], self._feed, budget_s=_TIMING_S)
+            before, after, timing = self._timed(changed)
         except ExecutionError as error:
             return replace(plain, why=str(error)), _Ways()
         found = replace(
             plain,
-            before=self._plain.whole(float(np.median(timing.reference_ms))),
-            after=form.whole(float(np.median(timing.candidate_ms))),
+            before=before.whole(),
+            after=after.whole(),
             sqnr_db=self.judge(changed).sqnr_db,
             speedup=(timing.speedup, timing.speedup_low, timing.speedup_high),
         )
-        return found, self._anew(step, report) if step.name in _RESHAPING else self._taken_apart(form, name)
+        if step.name in _RESHAPING:
+            return found, self._anew(name, step, report)
+        return found, self._taken_apart(name, before, after)
 
-    def _taken_apart(self, form: _Form, name: str) -> _Ways:
+    def _taken_apart(self, name: str, before: _Form, form: _Form) -> _Ways:
         """Each large piece of the changed model alone, the largest first, then all the small ones together."""
-        plain = self._plain.model.clone()
-        try:
-            plain.upgrade(form.model.opset)
-        except ModelError:
-            return _Ways()
+        plain = before.model.clone()
+        if plain.opset != form.model.opset:
+            try:
+                plain.upgrade(form.model.opset)
+            except ModelError:
+                return _Ways()
+            before = replace(before, bytes=plain.constant_bytes(), packed=compressed_bytes(plain))
+        made = {t.name: n for n in before.model.graph.nodes for t in n.outputs}
         pieces = [p for p in differences(plain, form.model) if p.whole]
-        made = {t.name: n for n in self._plain.model.graph.nodes for t in n.outputs}
-        before = {p: [made[t.name] for n in p.before for t in n.outputs if t.name in made] for p in pieces}
-        large = sorted((p for p in pieces if self._share(before[p]) >= _SMALL), key=lambda p: -self._share(before[p]))
-        small = [p for p in pieces if p not in large]
-        groups = [[p] for p in large] + ([small] if small else [])
+        nodes = {p: [made[t.name] for n in p.before for t in n.outputs if t.name in made] for p in pieces}
+        shares = {p: self._share(old) for p, old in nodes.items() if old}
+        ordered = sorted(shares, key=lambda p: -shares[p])
+        small = [p for p in ordered if shares[p] < _SMALL]
+        small = small if len(small) > 1 else []  # one is as good as named
+        groups = [[p] for p in ordered[: len(ordered) - len(small)]] + ([small] if small else [])
 
         def offers() -> Iterator[tuple[int, Offer]]:
             for group in groups:
-                nodes = [n for p in group for n in before[p]]
-                after = [n for p in group for n in p.after]
-                alone = transplant(plain, form.model, group)
-                main = max(nodes, key=lambda n: self._share([n]))
+                old, new = [n for p in group for n in nodes[p]], [n for p in group for n in p.after]
+                main = max(old, key=lambda n: self._share([n]))
                 layer, op = (label(main), main.op) if group is not small else (f"the rest ({len(small)})", "")
-                yield len(group), self._offer(layer, op, name, nodes, form, after, alone)
+                alone = transplant(plain, form.model, group)
+                yield len(group), self._offer((layer, op, name), (before, old), (form, new), alone)
 
-        return _Ways(len(pieces), offers())
+        return _Ways(len(shares), offers())
 
-    def _anew(self, step: Pass, report: Report) -> _Ways:
+    def _anew(self, name: str, step: Pass, report: Report) -> _Ways:
         """The pass for each group of layers alone that it shortened, the largest first."""
         channels = report.passes[-1].figures.get("channels")
         names = set(channels) if isinstance(channels, Mapping) else set()
@@ -216,13 +224,13 @@ class _Trial:
                 alone = spec.make(step.name, {"include": label(layer)})
                 try:
                     found = self._run(alone, model).passes[-1].figures.get("channels")
+                    before, form, _ = self._timed(model)
                 except OnnxOptError:  # a name that is read as a pattern
                     continue
                 cut = {label(layer), *(found if isinstance(found, Mapping) else ())} - done
                 done |= cut
-                form = self._form(model)
-                nodes, after = self._changed(form)
-                yield len(cut), self._offer(label(layer), layer.op, str(step), nodes, form, after, model)
+                old, new = self._changed(form)
+                yield len(cut), self._offer((label(layer), layer.op, name), (before, old), (form, new), model)
 
         return _Ways(len(names), offers())
 
@@ -234,14 +242,20 @@ class _Trial:
         return left, right
 
     def _offer(
-        self, layer: str, op: str, name: str, nodes: list[Node], form: _Form, after: list[Node], alone: Model
+        self,
+        what: tuple[str, str, str],
+        before: tuple[_Form, Sequence[Node]],
+        after: tuple[_Form, Sequence[Node]],
+        alone: Model,
     ) -> Offer:
-        size, macs, ms = self._plain.of(nodes)
-        _, macs_after, ms_after = form.of(after)
-        change = alone.constant_bytes() - self._plain.bytes
-        before = Costs(size, self._plain.packed, macs, ms)
+        """``what``: layer, operator and pass; forms with those of their nodes that change."""
+        (plain, old), (form, new) = before, after
+        size, macs, ms = plain.of(old)
+        _, macs_after, ms_after = form.of(new)
+        change = alone.constant_bytes() - plain.bytes
         return Offer(
-            *(layer, op, name, before),
+            *what,
+            Costs(size, plain.packed, macs, ms),
             Costs(size + change, compressed_bytes(alone), macs_after, ms_after),
             self.judge(alone).sqnr_db,
         )
@@ -256,28 +270,40 @@ class _Trial:
             model, self._few, target=self._target, threads=self._threads, seed=self._seed, track=self._track
         )
 
+    def _timed(self, model: Model) -> tuple[_Form, _Form, Timing]:
+        """The given form and this one. They are profiled one after the other, but run in turns: what the profiles
+        differ by beyond that is the machine. Raises ExecutionError when it does not run."""
+        form = self._form(model)
+        sessions = [Session(m, threads=self._threads) for m in (self._plain.model, model)]
+        timing = interleave(sessions[0], sessions[1], self._feed, budget_s=_TIMING_S)
+        ms = (timing.reference_ms, timing.candidate_ms)
+        before, after = (f.at(float(np.median(m)) / 1e3) for f, m in zip((self._plain, form), ms, strict=True))
+        return before, after, timing
+
     def _form(self, model: Model) -> _Form:
         """Raises ExecutionError when it does not run."""
         context = Context(model, self._few)
         found = cost(model, context.shapes(model))
         rows = zip(model.nodes(), found.nodes, strict=True)
+        profiled = profile(model, self._feed, threads=self._threads, budget_s=_PROFILE_S)
         return _Form(
             model,
             found.total.macs,
             {id(node): (row.weight_bytes, row.macs) for node, row in rows},
-            profile(model, self._feed, threads=self._threads, budget_s=_PROFILE_S).nodes,
+            profiled.nodes,
+            profiled.total,
             model.constant_bytes(),
             compressed_bytes(model),
         )
 
 
-def _settings(name: str) -> Iterator[Pass]:
-    """A lossy pass with its default options, or as a first look needs it; nothing for one that must be told more."""
+def _settings(name: str) -> Iterator[tuple[str, Pass]]:
+    """A lossy pass as a first look needs it, and what it is called; nothing for one that must be told more."""
     kind = spec.known_passes()[name]
     if kind.exact or any(f.default is MISSING and f.default_factory is MISSING for f in fields(kind)):
         return
     for values in _TRIED.get(name, ({},)):
-        yield spec.make(name, values)
+        yield str(spec.make(name, values)), spec.make(name, {**values, **_HASTE.get(name, {})})
 
 
 def _few(dataset: Dataset) -> Dataset:

@@ -82,13 +82,19 @@ class Whole:
     skips: tuple[tuple[str, str], ...] = ()
 
     @property
+    def pace(self) -> int:
+        """1 for quicker, beyond doubt; -1 for slower, perhaps: who wants a pass must show that it does no harm."""
+        if self.speedup is None:
+            return 0
+        found, low, _ = self.speedup
+        return (low > 1 + _TIME / 2) - (found < 1 - _TIME / 2)
+
+    @property
     def verdict(self) -> str:
         """``pays``, or in a word why not."""
-        if self.before is None or self.after is None or self.speedup is None:
+        if self.before is None or self.after is None:
             return "nothing to do"
-        _, low, high = self.speedup
-        pace = (low > 1 + _TIME / 2) - (high < 1 - _TIME / 2)
-        return verdict(self.before, self.after, self.sqnr_db, pace)
+        return verdict(self.before, self.after, self.sqnr_db, self.pace)
 
 
 @dataclass(frozen=True)

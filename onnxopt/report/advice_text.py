@@ -60,10 +60,11 @@ def _whole(p: Whole) -> tuple[str, ...]:
     packed = _change(p.before.packed, p.after.packed, words.size(abs(p.before.packed - p.after.packed)))
     size, macs, ms = _saved(p.before, p.after)
     speed = "?" if p.speedup is None else f"{p.speedup[0]:.2f} x"
-    return p.spec, size, packed, macs, ms, speed, words.decibels(p.sqnr_db), p.verdict
+    return p.spec, size, packed, macs, ms if p.pace else "", speed, words.decibels(p.sqnr_db), p.verdict
 
 
 def _total(found: Advice) -> str:
     paying = [p for p in found.passes if p.verdict == "pays"]
     names = ", ".join(p.spec for p in paying) if paying else "none"
-    return f"on the whole model as it is, {found.samples} samples judging, it pays to run: {names}"
+    samples = words.many(found.samples, "sample")
+    return f"on the whole model as it is, {samples} judging, it pays to run: {names}"

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -137,13 +137,50 @@ def test_each_layer_alone(model: Model, data: Dataset, only: Callable[..., None]
     assert whole.speedup[1] <= whole.speedup[0] <= whole.speedup[2]
 
 
-def test_small_layers_are_tried_together(model: Model, data: Dataset, only: Callable[..., None]) -> None:
+def test_small_layers_are_tried_together(model: Model, build, only: Callable[..., None]) -> None:
     only(Spoil)
+    assert sorted(o.layer for o in look(model, open_dataset(None, model.inputs, samples=8)).offers) == ["a", "c", "y"]
+    nodes = "a = MatMul(x, w) b = MatMul(a, s) c = MatMul(b, t) y = MatMul(c, u)"
+    more = build(nodes, "float[128,128] w, float[128,2] s, float[2,2] t, float[2,2] u", x="float[N,128] x")
+    offers = sorted(look(more, open_dataset(None, more.inputs, samples=8)).offers, key=lambda o: o.layer)
+    assert [o.layer for o in offers] == ["a", "b", "the rest (2)"]  # their own order goes by time
+    assert [o.verdict for o in offers] == ["harms", "harms", "no gain"]
+    assert offers[0].sqnr_db == pytest.approx(10 * math.log10(1 / 4), abs=1e-3)  # the sign of the outputs
+    assert offers[2].sqnr_db > 100  # turned twice
+
+
+def test_a_node_of_several_outputs_is_offered_once(build, only: Callable[..., None]) -> None:
+    """Tensors that nothing reads are no places to put something: there it would change nothing, and seem to pay."""
+    only(spec.known_passes()["quant-dynamic"])
+    nodes = "s, h, c = LSTM<hidden_size=64>(x, w, r) i = Constant<value_ints=[1]>() y = Squeeze(s, i)"
+    model = build(nodes, "float[1,256,64] w, float[1,256,64] r", x="float[12,N,64] x")
+    found = look(model, open_dataset(None, model.inputs, samples=8))
+    (offer,) = found.offers
+    assert (offer.layer, offer.op) == ("s", "LSTM")
+    assert offer.saved_bytes > 0.7 * offer.before.bytes
+    assert 20 < offer.sqnr_db < 60
+
+
+def test_times_of_layers_add_up_to_what_was_timed_in_turns(
+    model: Model, data: Dataset, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is a hundred times slower while the second form is profiled makes no layer slower."""
+    only(Split)
+    measured, calls = module.profile, []
+
+    def profile(*given, **options):  # type: ignore[no-untyped-def]
+        found = measured(*given, **options)
+        calls.append(found)
+        pace = 100 ** (len(calls) - 1)
+        return replace(found, nodes={k: v * pace for k, v in found.nodes.items()}, total=found.total * pace)
+
+    monkeypatch.setattr(module, "profile", profile)
     found = look(model, data)
-    offers = sorted(found.offers, key=lambda o: o.layer)  # their own order goes by time
-    assert [o.layer for o in offers] == ["a", "c", "the rest (1)"]
-    assert [o.verdict for o in offers] == ["harms"] * 3
-    assert offers[2].sqnr_db == pytest.approx(10 * math.log10(1 / 4), abs=1e-3)  # the sign of the outputs
+    assert len(calls) == 2
+    for offer in found.offers:
+        assert offer.before.ms is not None
+        assert offer.after.ms is not None
+        assert offer.after.ms < 20 * offer.before.ms
 
 
 def test_what_does_not_work_says_why(model: Model, data: Dataset, only: Callable[..., None]) -> None:
@@ -191,6 +228,9 @@ def test_every_pass_is_tried_with_settings_it_has() -> None:
     assert set(module._TRIED) <= set(lossy)
     assert all(list(module._settings(name)) for name in lossy)
     assert not list(module._settings("fold-bn"))
+    assert [name for name, _ in module._settings("cluster")] == ["cluster", "cluster:levels=256"]
+    ((name, step),) = module._settings("quant")
+    assert (name, str(step)) == ("quant", "quant:effort=fast:measure=false")
 
 
 def costs(size: int, packed: int, ms: float | None = 1.0) -> Costs:
@@ -214,6 +254,15 @@ def costs(size: int, packed: int, ms: float | None = 1.0) -> Costs:
 )
 def test_verdicts(after: Costs, db: float, pace: int, expected: str) -> None:
     assert verdict(costs(100, 100), after, db, pace) == expected
+
+
+@pytest.mark.parametrize(
+    ("speedup", "pace"), [((1.2, 1.1, 1.3), 1), ((1.2, 0.9, 1.5), 0), ((0.98, 0.9, 1.1), 0), ((0.66, 0.1, 2.4), -1)]
+)
+def test_a_pass_that_may_be_slower_does_not_pay(speedup: tuple[float, float, float], pace: int) -> None:
+    found = Whole("p", "", costs(100, 100), costs(50, 50), 30.0, speedup)
+    assert found.pace == pace
+    assert found.verdict == ("smaller, slower" if pace < 0 else "pays")
 
 
 @pytest.mark.parametrize(("ms", "pace"), [(0.9, 1), (1.0, 0), (1.04, 0), (1.1, -1), (None, 0)])
