@@ -3,8 +3,8 @@
     weights=true   a Cast behind each weight makes float32 of it when the model loads: a smaller file, the same speed
     weights=false  nodes compute in float16, between Casts behind the inputs and before the outputs
 
-ONNX Runtime computes in float32 what it has no float16 kernel for, and converts before and after: such nodes are left as
-they are, and so is the whole model where the processor has no float16 arithmetic. anyway=true is for other runtimes.
+ONNX Runtime computes in float32 what it has no float16 kernel for, and converts before and after: such nodes are left
+as they are, and so is the whole model where the processor has no float16 arithmetic. anyway=true is for other runtimes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _QUICKER = 1.03
 _POOR_DB = 40.0
 _NEARER_DB = 1.0
 _ANYWAY = "anyway=true does it all the same, as for a GPU; weights=true halves the file"
-_NOTHING = "no node is worth Casts around it; weights=true halves the file"
+_NOTHING = "it hardly gains by float16, with as many Casts as nodes; weights=true halves the file"
 _LOADED = "a runtime makes float32 of the weights when it loads: a smaller file, the same memory and time"
 
 

@@ -19,7 +19,9 @@ from onnxopt.graph.ir import Node, Tensor, Variable, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.quantization import half
 from onnxopt.quantization.half import FLOAT, HALF, Slots
+from onnxopt.runtime.half_kernels import no_half_kernel
 from onnxopt.runtime.session import Session
+from onnxopt.runtime.target import Target
 
 # A weight of fewer bytes saves less than the Cast behind it takes.
 _SMALLEST = 512
@@ -29,10 +31,12 @@ _FEW = 0.1
 
 @dataclass(frozen=True)
 class Converted:
-    """A model with nodes in float16: how many, how many Casts at their borders, what stays float32 and why."""
+    """A model with nodes in float16: how many, how many ONNX Runtime executes as such on the target, how many Casts at
+    their borders, what stays float32 and why."""
 
     model: Model
     nodes: int
+    executed: int
     casts: int
     skips: tuple[Skip, ...]
 
@@ -69,8 +73,9 @@ def few_bytes(model: Model) -> int:
     return int(sizes[small.sum()]) if len(sizes) else 0
 
 
-def convert(model: Model, context: Context, samples: int) -> Converted:
-    """A copy of a model whose nodes compute in float16, but for those that cannot.
+def convert(model: Model, context: Context, samples: int, *, anyway: bool = False) -> Converted:
+    """A copy of a model whose nodes compute in float16, but for those that cannot: at all, or, without ``anyway``, on
+    the target.
 
     What becomes NaN or infinite on the data and was not is made float32 again, with what makes it.
     """
@@ -79,25 +84,32 @@ def convert(model: Model, context: Context, samples: int) -> Converted:
     numbers = half.survey(model, names, context, samples)
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        result, made = _attempt(model, known, numbers, kept)
+        result, made = _attempt(model, known, numbers, kept, context.target, anyway)
         lost = _lost(result.model, made, numbers, context, samples)
         if not lost:
             return result
         kept |= dict.fromkeys(lost, "becomes NaN or infinite in float16")
-    return Converted(model, 0, 0, (Skip("model", "NaN or infinity keeps coming up in float16"),))
+    return Converted(model, 0, 0, 0, (Skip("model", "NaN or infinity keeps coming up in float16"),))
 
 
-def draft(model: Model, context: Context) -> Model:
+def draft(model: Model, context: Context, *, anyway: bool = False) -> Model:
     """The same without a look at the numbers: for its time, not its answers."""
-    return _attempt(model, half.types(model, context), {}, {})[0].model
+    return _attempt(model, half.types(model, context), {}, {}, context.target, anyway)[0].model
 
 
 def _attempt(
-    model: Model, known: Mapping[str, np.dtype[Any]], numbers: Mapping[str, half.Numbers], kept: Mapping[str, str]
+    model: Model,
+    known: Mapping[str, np.dtype[Any]],
+    numbers: Mapping[str, half.Numbers],
+    kept: Mapping[str, str],
+    target: Target,
+    anyway: bool,
 ) -> tuple[Converted, dict[str, str]]:
     """The copy, and by the name of each tensor of the copy that became float16 what it was called."""
     copy = model.clone()
-    chosen, skips = _choose(copy, known, {n: why for n, x in numbers.items() if (why := x.fault())} | dict(kept))
+    unfit = {n: why for n, x in numbers.items() if (why := x.fault())} | dict(kept)
+    chosen, skips = _choose(copy, known, unfit, None if anyway else target)
+    executed = sum(not no_half_kernel(n.op, copy.opset, target) for n in chosen)
     writer = _Writer(copy, known)
     for node, slots in chosen.items():
         writer.outputs(node, slots)
@@ -105,26 +117,27 @@ def _attempt(
         writer.inputs(node, slots)
     writer.readers()
     copy.tidy()
-    return Converted(copy, len(chosen), writer.casts, tuple(skips)), writer.made
+    return Converted(copy, len(chosen), executed, writer.casts, tuple(skips)), writer.made
 
 
 def _choose(
-    model: Model, known: Mapping[str, np.dtype[Any]], unfit: Mapping[str, str]
+    model: Model, known: Mapping[str, np.dtype[Any]], unfit: Mapping[str, str], target: Target | None
 ) -> tuple[dict[Node, Slots], list[Skip]]:
-    """The nodes that become float16, and why others do not; ``unfit`` tensors, by name, with the reason."""
+    """The nodes that become float16, and why others do not: ``unfit`` tensors, by name with the reason, or no kernel on
+    the target, where there is one."""
     chosen: dict[Node, Slots] = {}
     skips = []
     for node in model.graph.nodes:
         slots = half.slots(node, model.opset, known)
-        why = slots.why or _forbidden(node, slots, unfit)
-        if why:
+        wanted = bool(slots.inputs or slots.outputs)
+        why = slots.why or (no_half_kernel(node.op, model.opset, target) if wanted and target is not None else "")
+        if why := why or _forbidden(node, slots, unfit):
             skips.append(Skip(label(node), why))
-        elif slots.inputs or slots.outputs:
+        elif wanted:
             chosen[node] = slots
-    while alone := [n for n, s in chosen.items() if _is_alone(n, s, chosen)]:
-        for node in alone:
-            del chosen[node]
-    return chosen, skips
+    outputs = {id(t) for t in model.graph.outputs}
+    kept = [island for island in _islands(chosen) if _is_worth(island, chosen, outputs)]
+    return {node: chosen[node] for island in kept for node in island}, skips
 
 
 def _forbidden(node: Node, slots: Slots, unfit: Mapping[str, str]) -> str:
@@ -136,15 +149,29 @@ def _forbidden(node: Node, slots: Slots, unfit: Mapping[str, str]) -> str:
     return next((why for i, c in constants if (why := half.constant_fault(node, i, c))), "")
 
 
-def _is_alone(node: Node, slots: Slots, chosen: Mapping[Node, Slots]) -> bool:
-    """Would every tensor that it reads and makes need a Cast, and is there no weight to gain by?"""
-    read = [node.inputs[i] for i in slots.inputs]
-    if any(is_constant(t) and t.nbytes >= _SMALLEST for t in read):
-        return False
-    if any(p in chosen for t in read for p in t.inputs):
-        return False
-    made = [node.outputs[i] for i in slots.outputs]
-    return not any(n in chosen for t in made for n in t.outputs)
+def _islands(chosen: Mapping[Node, Slots]) -> list[list[Node]]:
+    """The nodes in groups that hand each other float16 tensors, with a Cast at every way out."""
+    islands = []
+    left = dict(chosen)
+    while left:
+        island = [left.popitem()[0]]
+        for node in island:
+            near = [n for i in chosen[node].inputs for n in node.inputs[i].inputs]
+            near += [n for i in chosen[node].outputs for n in node.outputs[i].outputs]
+            island += [n for n in dict.fromkeys(near) if left.pop(n, None)]
+        islands.append(island)
+    return islands
+
+
+def _is_worth(island: list[Node], chosen: Mapping[Node, Slots], outputs: set[int]) -> bool:
+    """Does it hold a weight, or several nodes and no more Casts around them?"""
+    read = {id(t): t for n in island for i in chosen[n].inputs if (t := n.inputs[i])}
+    made = {id(t): t for n in island for i in chosen[n].outputs if (t := n.outputs[i])}
+    if any(is_constant(t) and t.nbytes >= _SMALLEST for t in read.values()):
+        return True
+    enter = sum(not is_constant(t) for key, t in read.items() if key not in made)
+    leave = sum(key in outputs or any(n not in chosen for n in t.outputs) for key, t in made.items())
+    return len(island) > 1 and enter + leave <= len(island)
 
 
 class _Writer:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from onnxopt.errors import SpecError
 from onnxopt.numerics.qparams import INT8, UINT8, QuantType
-from onnxopt.runtime.machine import instructions
+from onnxopt.runtime.machine import architecture, instructions
 from onnxopt.spelling import nearest
 
 Architecture: TypeAlias = Literal["x86-64", "arm64"]
@@ -36,7 +36,9 @@ class Target:
 
 
 _STEP = 16 if "avx512f" in instructions() else 8
-NATIVE = Target(name="native", channel_step=_STEP, saturates=None)
+# A system that does not tell may have it: there, as everywhere, what is no quicker is not done.
+_FLOAT16 = architecture() == "arm64" and ("asimdhp" in instructions() or not instructions())
+NATIVE = Target(name="native", channel_step=_STEP, saturates=None, float16=_FLOAT16)
 # Right everywhere, at the price that the weakest processor asks.
 ANY = Target(name="any", saturates=True)
 

@@ -1,5 +1,7 @@
 """float16: which nodes, which numbers, how many Casts, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -8,9 +10,11 @@ from onnxopt.core.context import Context
 from onnxopt.graph.model import Model
 from onnxopt.passes.fp16 import Fp16
 from onnxopt.runtime.session import Session
-from onnxopt.runtime.target import TARGETS
+from onnxopt.runtime.target import NATIVE, TARGETS, Target
 
 WHOLE = Fp16(anyway=True)
+FAST = replace(NATIVE, float16=True)
+STAY = {"s": "Sigmoid", "e": "Tanh", "y": "Softmax"}
 BLOCK = """a (float[N,8,8,8] x) => (float[N,8,8,8] y) <float[16,8,3,3] w, float[16] b, float[8,16,3,3] v> {
     c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, v) y = Add(d, x) }"""
 
@@ -126,7 +130,9 @@ def test_lone_nodes_are_not_wrapped_in_casts(check_pass, parse) -> None:
     text = "a (float[4,6] x) => (float[] y) { r = Relu(x) t = Transpose(r) y = Abs(t) }"
     assert check_pass(WHOLE, parse(text), skipped=None).result.figures.get("casts", 0) <= 2
     text = "a (float[4,6] x) => (float[] y) { y = Relu(x) }"
-    check_pass(WHOLE, parse(text), changed=0, ops="Relu")
+    check_pass(WHOLE, parse(text), changed=0, ops="Relu", skipped=["it hardly gains by float16"])
+    text = "a (float[4,6] x, float[4,6] z) => (float[4,6] y, float[4,6] k) { y = Add(x, z) k = Relu(y) }"
+    check_pass(WHOLE, parse(text), changed=0, ops="Add Relu", skipped=["as many Casts as nodes"])
 
 
 def test_sequences_types_by_attribute_and_other_domains_stay(check_pass, parse) -> None:
@@ -145,8 +151,9 @@ def test_models_with_integers_are_refused(check_pass, parse) -> None:
     check_pass(WHOLE, parse(text, s=0.01), changed=0, skipped=["it holds integers ('d')"])
 
 
-def run(model: Model, target: str, step: Fp16, data):
-    return step.run(model, Context(model.clone(), data, target=TARGETS[target]))
+def run(model: Model, target: str | Target, step: Fp16, data):
+    target = TARGETS[target] if isinstance(target, str) else target
+    return step.run(model, Context(model.clone(), data, target=target))
 
 
 def test_each_target_has_its_say(parse) -> None:
@@ -155,7 +162,9 @@ def test_each_target_has_its_say(parse) -> None:
     model = Model.from_proto(parse(BLOCK))
     data = open_dataset(None, model.inputs)
     refused = run(model.clone(), "x86-64-avx2", Fp16(), data)
-    assert "x86-64-avx2 has no float16 arithmetic" in refused.skips[0].why
+    assert refused.skips[0].why.startswith(
+        "x86-64-avx2 has no float16 arithmetic: ONNX Runtime has no float16 Conv, Relu, Add there, and converts"
+    )
     assert run(model.clone(), "arm64-cortex-a76", Fp16(), data).changed
     assert not run(model.clone(), "arm64-cortex-a53", Fp16(), data).changed
     assert run(model.clone(), "arm64-cortex-a53", Fp16(weights=True), data).changed == 2
@@ -171,11 +180,34 @@ def test_here_time_decides(parse, monkeypatch) -> None:
     for speed, changed in ((0.8, 0), (1.5, 4)):
         times = np.full(5, speed), np.ones(5)
         monkeypatch.setattr(fp16, "_speed", lambda *_, times=times: Timing.of(*times))
-        result = run(model.clone(), "native", Fp16(), data)
+        result = run(model.clone(), FAST, Fp16(), data)
         assert result.changed == changed
         assert result.figures["speed"] == [speed] * 3
     monkeypatch.undo()
-    assert run(model.clone(), "native", Fp16(), data).figures["speed"][0] > 0
+    assert run(model.clone(), FAST, Fp16(), data).figures["speed"][0] > 0
+    refused = run(model.clone(), replace(NATIVE, float16=False), Fp16(), data)
+    assert refused.skips[0].why.startswith("this machine has no float16 arithmetic")
+    assert not refused.figures
+
+
+def test_what_has_no_kernel_on_the_target_stays_float32(parse) -> None:
+    from onnxopt.data.dataset import open_dataset
+
+    text = """a (float[1,8,9,9] x) => (float[] y) <float[16,8,3,3] w, float[16,16,1,1] v> {
+        c = Conv(x, w) s = Sigmoid(c) m = Mul(c, s) p = AveragePool<kernel_shape=[2,2]>(m) q = Conv(p, v) e = Tanh(q)
+        r = Relu(e) y = Softmax(r) }"""
+    pool = "ONNX Runtime has no float16 kernel for AveragePool after operator set 18 on arm64-cortex-a76"
+    for opset, skipped, nodes in ((13, {}, 4), (19, {"p": pool}, 3)):
+        model = Model.from_proto(parse(text, opset=opset))
+        data = open_dataset(None, model.inputs)
+        result = run(model, "arm64-cortex-a76", Fp16(), data)
+        blocked = {n: f"ONNX Runtime has no float16 kernel for {op} on arm64-cortex-a76" for n, op in STAY.items()}
+        assert {s.node: s.why for s in result.skips} == blocked | skipped
+        assert (result.figures["nodes"], result.figures["nodes_with_kernel"]) == (nodes, nodes)
+        assert model.opset == max(opset, 14)
+        assert [n.op for n in model.nodes() if n.op == "Relu" and n.inputs[0].dtype == np.float16] == []
+    result = run(Model.from_proto(parse(text)), "arm64-cortex-a53", WHOLE, data)
+    assert (result.figures["nodes"], result.figures["nodes_with_kernel"]) == (8, 0)
 
 
 @pytest.mark.parametrize(
