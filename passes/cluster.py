@@ -28,7 +28,7 @@ from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.numerics.codebook import Form
 from onnxopt.pruning import channels, sharing
-from onnxopt.pruning.sharing import Shared
+from onnxopt.pruning.sharing import Kind, Shared
 
 _FEWEST, _LEVELS, _MOST = 2, 16, 256
 _ENDS = "first or last layer, and keep-ends leaves those alone"
@@ -52,6 +52,7 @@ class Cluster(Pass):
     ternary: bool = option(False, "instead of levels: -1, 0 and 1, times a scale")
     binary: bool = option(False, "instead of levels: -1 and 1, times a scale")
     per_channel: bool = option(True, "a scale for each output channel; false: one for the layer")
+    group: int = option(0, "levels of their own for so many output channels each; 0: the layer shares them")
     data: bool = option(True, "choose by what layers make of the calibration data; false: by their weights")
     keep_ends: bool = option(False, "leave the first and last layers alone")
     exclude: str = option("", "layers to leave alone: names or patterns with *, joined by +")
@@ -62,12 +63,17 @@ class Cluster(Pass):
             raise ValueError(f"levels is {self.levels}; a layer can have {_FEWEST} to {_MOST}")
         if self.ternary + self.binary + (self.levels != _LEVELS) > 1:
             raise ValueError("levels, ternary and binary each say how many levels there are; give one of them")
+        if self.group < 0:
+            raise ValueError(f"group must be at least 0, not {self.group}")
+        if self.group and (self.ternary or self.binary):
+            raise ValueError("group is for levels; ternary and binary differ between channels by the scale alone")
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
 
     @property
-    def _form(self) -> Form:
-        return "ternary" if self.ternary else "binary" if self.binary else self.levels
+    def _kind(self) -> Kind:
+        form: Form = "ternary" if self.ternary else "binary" if self.binary else self.levels
+        return Kind(form, self.per_channel, self.group)
 
     def run(self, model: Model, context: Context) -> PassResult:
         try:
@@ -113,13 +119,11 @@ class Cluster(Pass):
         taken = {id(node) for node in solved}
         for constant, nodes in found.items():
             if id(nodes[0]) not in taken or len(nodes) > 1:
-                coded[constant] = sharing.by_weights(constant, nodes, self._form, per_channel=self.per_channel)
+                coded[constant] = sharing.by_weights(constant, nodes, self._kind)
                 told.append(sharing.told(label(nodes[0]), constant.values, coded[constant], None))
         if solved:
             original = model.clone()
-            done = sharing.by_outputs(
-                model, original, solved, self._form, context, self.samples, channels=self.per_channel
-            )
+            done = sharing.by_outputs(model, original, solved, self._kind, context, self.samples)
             for node, codes_, plain, error in done:
                 coded[node.inputs[1]] = codes_
                 told.append(sharing.told(label(node), before[id(node)].values, codes_, (plain, error)))
@@ -129,15 +133,10 @@ class Cluster(Pass):
         """Every weight, its readers, and why it stays as it is, if it does."""
         left_out = excluded(self.exclude, map(label, model.nodes()))
         ends = channels.ends(model.graph) if self.keep_ends else set()
-        count = {"ternary": 3, "binary": 2}.get(str(self._form), self.levels)
         for constant, nodes in sharing.candidates(model).items():
             why = next((left_out[label(n)] for n in nodes if label(n) in left_out), "")
             why = why or (_ENDS if any(id(n) in ends for n in nodes) else "")
-            yield (
-                constant,
-                nodes,
-                why or sharing.fault(model, constant, nodes, count, per_channel=self.per_channel),
-            )
+            yield constant, nodes, why or sharing.fault(model, constant, nodes, self._kind)
 
 
 def _stored(model: Model) -> Iterator[Skip]:

@@ -1,10 +1,11 @@
 """Weights stored as codes: numbers of levels, several to a byte, and the nodes that make floats of them.
 
-    bytes (uint8) -> Cast -> Gather from digits -> Cast -> Gather from levels -> Reshape -> Mul by scale
+    bytes (uint8) -> Cast -> Gather from digits -> Cast -> Reshape -> Add -> Gather from levels -> Mul by scale
 
 With L levels a byte holds the k digits of a number to base L, L^k <= 256: eight of 2 levels, five of 3, four of 4,
-three of up to 6, two of up to 16. ``digits`` (L^k, k) lists them, and is shared by all weights. No operator is newer
-than operator set 6, and all of them read constants only: a runtime that folds constants does so once, when it loads.
+three of up to 6, two of up to 16. ``digits`` (L^k, k) lists them, and is shared by all weights. Add stands there where
+channels have levels of their own: it leads to those. No operator is newer than operator set 7, and all of them read
+constants only: a runtime that folds constants does so once, when it loads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onnxopt.graph.ir import Constant, Node, Tensor, Variable, replace_uses
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 
-OLDEST_OPSET = 6
+OLDEST_OPSET = 7
 _MOST = 256
 _SLICE_INPUTS = 10
 # Bytes of a node in a file, with the names of what it reads and makes.
@@ -32,31 +33,42 @@ _LONGEST_NAME = 24
 
 @dataclass(frozen=True)
 class Coded:
-    """A weight as ``levels[codes] * scale``: codes (the weight's shape) from 0, levels (L,), at most 256; ``scale``
-    broadcasts to the weight's shape, None is 1."""
+    """A weight as ``levels[book, codes] * scale``: codes (the weight's shape) from 0, levels (books, L), L at most 256;
+    ``scale`` and ``book`` broadcast to the weight's shape. None: 1, and one book, of levels (L,)."""
 
     codes: npt.NDArray[np.uint8]
     levels: Array
     scale: Array | None = None
+    book: npt.NDArray[np.integer[Any]] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many levels each book has."""
+        return int(self.levels.shape[-1])
 
     @property
     def values(self) -> Array:
         """What the weight is, in the type of the levels."""
-        found = self.levels[self.codes]
+        found = self.levels[self.codes] if self.book is None else self.levels[self.book, self.codes]
         return np.asarray(found if self.scale is None else found * self.scale)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes in a file, nodes included, without what all weights share."""
-        small = self.levels.nbytes + (0 if self.scale is None else self.scale.nbytes)
-        return -(-self.codes.size // per_byte(len(self.levels))) + small + 6 * _NODE_BYTES
+        first = 0 if self.book is None else 4 * self.book.size + _NODE_BYTES
+        return -(-self.codes.size // per_byte(self.count)) + self._numbers + first + 6 * _NODE_BYTES
 
     @property
     def entropy_bytes(self) -> float:
-        """Bytes that no code of one symbol after the other goes below: Shannon's bound for these codes."""
+        """Bytes that no code of one symbol after the other, all by one table, goes below (Shannon's bound for these
+        codes), and the levels and scales."""
         counts = np.bincount(self.codes.reshape(-1), minlength=1).astype(np.float64)
         share = counts[counts > 0] / max(1, self.codes.size)
-        return float(-(share * np.log2(share)).sum() * self.codes.size / 8)
+        return self._numbers - float((share * np.log2(share)).sum()) * self.codes.size / 8
+
+    @property
+    def _numbers(self) -> int:
+        return int(self.levels.nbytes + (0 if self.scale is None else self.scale.nbytes))
 
 
 def per_byte(levels: int) -> int:
@@ -83,20 +95,22 @@ class _Writer:
         self._digits: dict[int, Constant] = {}
 
     def expand(self, constant: Constant, coded: Coded) -> Tensor:
-        name, count = constant.name, per_byte(len(coded.levels))
+        name, count = constant.name, per_byte(coded.count)
         name = name if len(name) <= _LONGEST_NAME else "weight"
-        levels = self._model.constant(f"{name}.levels", coded.levels)
+        levels = self._model.constant(f"{name}.levels", coded.levels.reshape(-1))
         codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
         index = self._node("Cast", name, "index", [codes], np.int32, to=onnx.TensorProto.INT32)
         if count > 1:
-            table = self._table(len(coded.levels), count)
+            table = self._table(coded.count, count)
             index = self._node("Gather", name, "digits", [table, index], np.uint8)
             index = self._node("Cast", name, "number", [index], np.int32, to=onnx.TensorProto.INT32)
             if coded.codes.size % count:
                 index = self._cut(name, index, coded.codes.size)
+            index = self._node("Reshape", name, "shaped", [index, self._sizes(name, coded.codes.shape)], np.int32)
+        if coded.book is not None:
+            first = self._model.constant(f"{name}.first", (coded.book * coded.count).astype(np.int32))
+            index = self._node("Add", name, "own", [index, first], np.int32)
         found = self._node("Gather", name, "level", [levels, index], coded.levels.dtype)
-        if count > 1:
-            found = self._node("Reshape", name, "values", [found, self._sizes(name, coded.codes.shape)], found.dtype)
         if coded.scale is not None:
             scale = self._model.constant(f"{name}.scale", coded.scale)
             found = self._node("Mul", name, "scaled", [found, scale], found.dtype)
@@ -130,4 +144,4 @@ def _packed(coded: Coded, count: int) -> Array:
     """(bytes,): the first code of each in its lowest digit."""
     padded = np.zeros((-(-coded.codes.size // count), count), np.intp)
     padded.reshape(-1)[: coded.codes.size] = coded.codes.reshape(-1)
-    return np.asarray((padded @ len(coded.levels) ** np.arange(count)).astype(np.uint8))
+    return np.asarray((padded @ coded.count ** np.arange(count)).astype(np.uint8))

@@ -14,6 +14,7 @@ earlier (``rounding.round_to``), and levels and scales are solved anew by least 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -47,6 +48,46 @@ class Book:
     @property
     def values(self) -> Floats:
         return np.asarray(self.levels[self.codes] * self.scale)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A book for each part of the channels: ``levels[book, codes] * scale``, levels (books, L), book and scale
+    (groups, outputs, 1). Books with fewer levels than others repeat their last."""
+
+    codes: Codes
+    levels: Floats
+    scale: Floats
+    book: npt.NDArray[np.intp]
+
+    @property
+    def values(self) -> Floats:
+        return np.asarray(self.levels[self.book, self.codes] * self.scale)
+
+
+Part: TypeAlias = tuple[slice, slice]
+
+
+def parts(groups: int, outputs: int, size: int) -> list[Part]:
+    """Which groups and which of their outputs make at most ``size`` channels each, or one group's; 0: all of them."""
+    if not size or groups * outputs <= size:
+        return [(slice(0, groups), slice(0, outputs))]
+    many, few = max(1, size // outputs), min(size, outputs)
+    starts = [(g, o) for g in range(0, groups, many) for o in range(0, outputs, few)]
+    return [(slice(g, g + many), slice(o, o + few)) for g, o in starts]
+
+
+def shelf(solve: Callable[[Part], Book], groups: int, outputs: int, size: int) -> Shelf:
+    """The books that ``solve`` finds for each of the ``parts``."""
+    where = parts(groups, outputs, size)
+    books = [solve(part) for part in where]
+    most = max(len(b.levels) for b in books)
+    codes = np.empty((groups, outputs, books[0].codes.shape[-1]), np.uint8)
+    scale, number = np.empty((groups, outputs, 1)), np.empty((groups, outputs, 1), np.intp)
+    for i, (part, book) in enumerate(zip(where, books, strict=True)):
+        codes[part], scale[part], number[part] = book.codes, book.scale, i
+    levels = np.stack([np.pad(b.levels, (0, most - len(b.levels)), "edge") for b in books])
+    return Shelf(codes, levels, scale, number)
 
 
 def kmeans(values: Floats, weights: Floats, levels: int) -> Floats:

@@ -24,7 +24,7 @@ from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics import codebook
-from onnxopt.numerics.codebook import Book, Form
+from onnxopt.numerics.codebook import Book, Form, Part, Shelf
 from onnxopt.pruning.repair import Place, observed
 
 _FLOATS = (np.float16, np.float32, np.float64)
@@ -33,7 +33,8 @@ _DAMPINGS = (1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Shared:
-    """Bytes of a weight before, as codes, and as Shannon's bound has it; ``weight_db`` is its signal over its error.
+    """Bytes of a weight before, as codes, and as Shannon's bound for the codes has it, with levels and scales;
+    ``weight_db`` is its signal over its error. There are ``books`` times so many levels.
 
     ``plain`` and ``error`` are the layer's squared error over its squared output on held-back samples, with the levels
     nearest to its weights and as it became; None without data.
@@ -41,10 +42,26 @@ class Shared:
 
     layer: str
     levels: int
+    books: int
     bytes: tuple[int, int, int]
     weight_db: float
     plain: float | None = None
     error: float | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What levels weights take: a ``form``, a scale for each output channel or one, and levels of their own for so
+    many output channels each (``group``; 0: all share them)."""
+
+    form: Form
+    per_channel: bool = True
+    group: int = 0
+
+    @property
+    def levels(self) -> int:
+        """How many levels a book has."""
+        return {"ternary": 3, "binary": 2}[self.form] if isinstance(self.form, str) else self.form
 
 
 def slots(node: Node) -> tuple[int, ...]:
@@ -68,7 +85,7 @@ def candidates(model: Model) -> dict[Constant, list[Node]]:
     return found
 
 
-def fault(model: Model, constant: Constant, nodes: Sequence[Node], levels: int, *, per_channel: bool) -> str:
+def fault(model: Model, constant: Constant, nodes: Sequence[Node], kind: Kind) -> str:
     """Why a weight stays as it is, to be read as a sentence; empty if it need not."""
     if any(constant is t for t in model.graph.outputs):
         return "it is an output of the graph"
@@ -76,8 +93,14 @@ def fault(model: Model, constant: Constant, nodes: Sequence[Node], levels: int, 
         return "it is the default of an input, which a feed may replace"
     if not np.isfinite(constant.values).all():
         return "its weights hold NaN or infinity"
-    scale = prod(_scaled(constant, nodes)) if per_channel else 0
-    blank = Coded(np.zeros(constant.shape, np.uint8), np.zeros(levels, constant.dtype), np.zeros(scale, constant.dtype))
+    shape = _scaled(constant, nodes)
+    books = len(codebook.parts(*_channels(constant, nodes, shape), kind.group))
+    blank = Coded(
+        np.zeros(constant.shape, np.uint8),
+        np.zeros((books, kind.levels), constant.dtype),
+        np.zeros(shape if kind.per_channel else 0, constant.dtype),
+        np.zeros(shape, np.int32) if books > 1 else None,
+    )
     if blank.nbytes >= constant.nbytes:
         return f"it would save nothing: {constant.nbytes} bytes now, {blank.nbytes} as codes"
     return ""
@@ -90,22 +113,25 @@ def is_solvable(model: Model, constant: Constant, nodes: Sequence[Node]) -> bool
     return outer and len(nodes) == 1 and layer.op in layers.LAYERS and not unrolled.fault(layer)
 
 
-def by_weights(constant: Constant, nodes: Sequence[Node], form: Form, *, per_channel: bool) -> Coded:
+def by_weights(constant: Constant, nodes: Sequence[Node], kind: Kind) -> Coded:
     """The codes of the levels nearest to the weights."""
     values = np.asarray(constant.values, np.float64)
-    shape = _scaled(constant, nodes) if per_channel else ()
+    shape = _scaled(constant, nodes)
     axes = [i for i, size in enumerate(shape) if size > 1]
     rows = np.moveaxis(values, axes, range(len(axes)))
-    book = codebook.plain(
-        rows.reshape(1, prod(rows.shape[: len(axes)]), -1), form, per_channel=per_channel and bool(axes)
+    groups, outputs = _channels(constant, nodes, shape)
+    weight = rows.reshape(groups, outputs, -1)
+    own = kind.per_channel and bool(axes)
+    found = codebook.shelf(
+        lambda part: codebook.plain(weight[part], kind.form, per_channel=own), groups, outputs, kind.group
     )
-    codes = np.moveaxis(book.codes.reshape(rows.shape), range(len(axes)), axes)
-    scale = book.scale.reshape(shape) if axes else book.scale[:, :1].reshape(())
-    return _coded(np.ascontiguousarray(codes), book.levels, scale, constant.dtype)
+    codes = np.moveaxis(found.codes.reshape(rows.shape), range(len(axes)), axes)
+    scale = found.scale.reshape(shape) if own else found.scale[:1, :1].reshape(())
+    return _coded(np.ascontiguousarray(codes), found.levels, scale, found.book.reshape(shape), constant.dtype)
 
 
 def by_outputs(
-    model: Model, original: Model, chosen: Sequence[Node], form: Form, context: Context, samples: int, *, channels: bool
+    model: Model, original: Model, chosen: Sequence[Node], kind: Kind, context: Context, samples: int
 ) -> Iterator[tuple[Node, Coded, float, float]]:
     """Layers of a model in its order, each with its codes and its errors; their weights and biases are replaced."""
     places = [Place(layer, np.ones(layout(layer).outputs, np.bool_), True) for layer in chosen]
@@ -113,18 +139,23 @@ def by_outputs(
         layer = place.layer
         weight, bias = unrolled.read(layer)
         seen = Seen(weight, bias, unrolled.has_bias(model, layer), rows)
-        own = channels and not (layer.op == "ConvTranspose" and weight.shape[0] > 1)
-        tried = list(_tried(seen, form, own))
+        tried = list(_tried(seen, kind if _axes(layer.inputs[1], layer) else Kind(kind.form, per_channel=False)))
         results = [(book.values, seen.bias) if i == 0 else seen.with_bias(book.values) for i, book in enumerate(tried)]
         errors = [seen.error(*result) for result in results]
         best = int(np.argmin(errors))
         unrolled.write(model, layer, *results[best])
-        yield layer, _rolled(layer, tried[best], own), errors[0], errors[best]
+        yield layer, _rolled(layer, tried[best], kind), errors[0], errors[best]
 
 
-def _tried(seen: Seen, form: Form, channels: bool) -> Iterator[Book]:
-    """Books to choose from: that of the weights twice, the second time to get a bias to go with it."""
-    plain = codebook.plain(seen.weight, form, per_channel=channels)
+def _tried(seen: Seen, kind: Kind) -> Iterator[Shelf]:
+    """Levels to choose from: those of the weights twice, the second time to get a bias to go with them."""
+    groups, outputs = seen.weight.shape[:2]
+    form, own = kind.form, kind.per_channel
+
+    def near(part: Part) -> Book:
+        return codebook.plain(seen.weight[part], form, per_channel=own)
+
+    plain = codebook.shelf(near, groups, outputs, kind.group)
     yield plain
     yield plain
     if not seen.counts[0]:
@@ -132,25 +163,41 @@ def _tried(seen: Seen, form: Form, channels: bool) -> Iterator[Book]:
     for damping in _DAMPINGS:
         gram = seen.damped(damping)
         wanted = seen.wanted(gram)
-        start = codebook.plain(wanted, form, np.diagonal(gram, axis1=1, axis2=2), per_channel=channels)
-        yield codebook.for_outputs(wanted, gram, start, form, per_channel=channels)
+
+        def solved(part: Part, gram: Floats = gram, wanted: Floats = wanted) -> Book:
+            moments = gram[part[0]]
+            start = codebook.plain(wanted[part], form, np.diagonal(moments, axis1=1, axis2=2), per_channel=own)
+            return codebook.for_outputs(wanted[part], moments, start, form, per_channel=own)
+
+        yield codebook.shelf(solved, groups, outputs, kind.group)
 
 
-def _rolled(layer: Node, book: Book, channels: bool) -> Coded:
-    """A book in the form of the layer's own weight."""
+def _rolled(layer: Node, found: Shelf, kind: Kind) -> Coded:
+    """Codes and scales in the form of the layer's own weight."""
     constant = layer.inputs[1]
-    scale = book.scale[:1, :1].reshape(())
-    if channels:
-        full = unrolled.roll(layer, np.broadcast_to(book.scale, book.codes.shape))
-        scale = full[tuple(slice(None) if n > 1 else slice(1) for n in _scaled(constant, [layer]))]
-    return _coded(unrolled.roll(layer, book.codes), book.levels, scale, constant.dtype)
+    shape = _scaled(constant, [layer])
+    at = tuple(slice(None) if n > 1 else slice(1) for n in shape)
+    scale, book = (unrolled.roll(layer, np.broadcast_to(a, found.codes.shape))[at] for a in (found.scale, found.book))
+    own = kind.per_channel and bool(_axes(constant, layer))
+    return _coded(
+        unrolled.roll(layer, found.codes), found.levels, scale if own else scale.reshape(-1)[0], book, constant.dtype
+    )
 
 
-def _coded(codes: Array, levels: Floats, scale: Floats, dtype: np.dtype[np.generic]) -> Coded:
+def _coded(codes: Array, levels: Floats, scale: Floats, book: Array, dtype: np.dtype[np.generic]) -> Coded:
     """In the type of the weight; one scale for all goes into the levels."""
     if not scale.ndim:
-        return Coded(codes.astype(np.uint8), (levels * scale).astype(dtype))
-    return Coded(codes.astype(np.uint8), levels.astype(dtype), scale.astype(dtype))
+        levels = levels * scale
+    factors = scale.astype(dtype) if scale.ndim else None
+    if len(levels) == 1:
+        return Coded(codes.astype(np.uint8), levels[0].astype(dtype), factors)
+    return Coded(codes.astype(np.uint8), levels.astype(dtype), factors, book.astype(np.int32))
+
+
+def _channels(constant: Constant, nodes: Sequence[Node], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Groups of a weight, and output channels of each, in all as many as its scales have numbers."""
+    groups = int(nodes[0].attrs.get("group", 1)) if nodes[0].op == "Conv" and len(nodes) == 1 else 1
+    return groups, prod(shape) // groups
 
 
 def _scaled(constant: Constant, nodes: Sequence[Node]) -> tuple[int, ...]:
@@ -183,4 +230,5 @@ def told(name: str, before: Array, coded: Coded, errors: tuple[float, float] | N
     power, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
     db = float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-30)))
     sizes = (before.nbytes, coded.nbytes, round(coded.entropy_bytes))
-    return Shared(name, len(coded.levels), sizes, round(db, 2), *(errors or ()))
+    books = coded.levels.size // coded.count
+    return Shared(name, coded.count, books, sizes, round(db, 2), *(errors or ()))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from scipy.stats import entropy
 
 from onnxopt.graph.codes import Coded, per_byte, store
 from onnxopt.runtime.session import Session
@@ -64,5 +65,29 @@ def test_sizes_are_those_of_the_file_and_of_the_best_code(build) -> None:
     saved = before - len(model.to_proto().SerializeToString())
     shared = 256 * 2
     assert abs(4 * 256 * 256 - even.nbytes - shared - saved) < 300
-    assert even.entropy_bytes == 256 * 256 / 2
-    assert Coded(np.zeros((4, 4), np.uint8), np.ones(1, np.float32)).entropy_bytes == 0
+    assert even.entropy_bytes == 256 * 256 / 2 + 16 * 4
+    assert Coded(np.zeros((4, 4), np.uint8), np.ones(1, np.float32)).entropy_bytes == 4
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 256])
+def test_entropy_is_that_of_scipy(levels) -> None:
+    codes = np.random.default_rng(0).binomial(levels - 1, 0.3, (40, 33)).astype(np.uint8)
+    found = Coded(codes, np.zeros(levels, np.float32), np.zeros((40, 1), np.float32)).entropy_bytes
+    bits = entropy(np.unique(codes, return_counts=True)[1], base=2)
+    assert found == pytest.approx(bits * codes.size / 8 + 4 * levels + 160)
+
+
+@pytest.mark.parametrize("opset", [7, 13])
+@pytest.mark.parametrize("levels", [2, 3, 16, 256])
+def test_channels_have_levels_of_their_own(build, levels, opset) -> None:
+    model = build("y = MatMul(x, w)", "float[7,11] w", "float[7,7] x", opset=opset)
+    one = coded((7, 11), levels, scale=True)
+    book = np.array([0, 0, 0, 1, 1, 1, 2])[:, None]
+    given = Coded(one.codes, np.stack([one.levels, one.levels + 1, one.levels * 2]), one.scale, book)
+    np.testing.assert_array_equal(given.values[:3], one.values[:3])
+    np.testing.assert_array_equal(given.values[6], 2 * one.values[6])
+    assert given.nbytes == one.nbytes + 8 * levels + 4 * 7 + 90
+    store(model, {next(c for c in model.constants() if c.name == "w"): given})
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    made = Session(model, optimize=False).run({"x": np.eye(7, dtype=np.float32)})["y"]
+    np.testing.assert_array_equal(made, given.values)

@@ -93,3 +93,42 @@ def test_a_channel_of_zeros_stays_zero() -> None:
         found = codebook.for_outputs(weight, gram, book, form)
         assert np.abs(found.values[0, 2]).max() < 0.05
         assert np.isfinite(found.values).all()
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_parts_hold_every_channel_once_and_no_more_than_they_may(groups, outputs, size) -> None:
+    found = codebook.parts(groups, outputs, size)
+    count = np.zeros((groups, outputs), int)
+    for part in found:
+        count[part] += 1
+        assert not size or 0 < count[part].size <= size
+    assert (count == 1).all()
+    assert len(found) == 1 if not size or size >= groups * outputs else len(found) > 1
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 16), (16, 1), (4, 4)])
+def test_fewer_channels_to_a_book_lose_less(groups, outputs, per_channel) -> None:
+    weight = np.random.default_rng(4).standard_normal((groups, outputs, 30))
+    weight *= np.random.default_rng(5).uniform(0.1, 3, (groups, outputs, 1))
+
+    def found(size: int) -> codebook.Shelf:
+        return codebook.shelf(
+            lambda part: codebook.plain(weight[part], 6, per_channel=per_channel), groups, outputs, size
+        )
+
+    one = codebook.plain(weight, 6, per_channel=per_channel)
+    np.testing.assert_array_equal(found(0).values, one.values)
+    np.testing.assert_array_equal(found(16).values, one.values)
+    errors = [np.square(weight - found(size).values).sum() for size in (16, 8, 4, 2, 1)]
+    assert (np.diff(errors) <= 1e-9).all()
+    assert errors[-1] < 0.95 * errors[0]
+    assert [len(found(size).levels) for size in (16, 8, 4, 2, 1)] == [1, 2, 4, 8, 16]
+
+
+def test_books_of_few_levels_repeat_their_last() -> None:
+    weight = np.array([[[1.0, 2.0, 1.0, 2.0], [1.0, 5.0, 7.0, 9.0]]])
+    found = codebook.shelf(lambda part: codebook.plain(weight[part], 4, per_channel=False), 1, 2, 1)
+    np.testing.assert_array_equal(found.levels, [[1, 2, 2, 2], [1, 5, 7, 9]])
+    np.testing.assert_array_equal(found.values, weight)

@@ -141,6 +141,44 @@ def test_compressed_it_is_smaller_still(check_pass, parse) -> None:
     assert "floats of the levels when it loads" in figures["notes"][0]
 
 
+def bytes_of(outcome) -> int:
+    return outcome.result.figures["layers"][0]["bytes"][1]
+
+
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize(
+    ("text", "weights", "books"),
+    [
+        ("y = Conv(x, w)", "float[70,8,5,5] w", 3),
+        ("y = Conv<group=8,pads=[3,3,3,3]>(x, w)", "float[96,1,7,7] w", 4),
+        ("y = ConvTranspose(x, w)", "float[8,70,4,4] w", 3),
+        ("y = ConvTranspose<group=2>(x, w)", "float[8,64,7,7] w", 1),
+        ("m = ReduceMax<axes=[3]>(x) f = Flatten(m) y = Gemm<transB=1>(f, w)", "float[40,64] w", 2),
+        ("y = MatMul(w, x)", "float[130,8] w", 5),
+    ],
+)
+def test_channels_may_have_levels_of_their_own(check_pass, parse, text, weights, books, data) -> None:
+    model = parse(f"a (float[2,8,8,8] x) => (float[] y) <{weights}> {{ {text} }}")
+    whole = check_pass(Cluster(data=data, levels=4), model, changed=1)
+    grouped = check_pass(Cluster(data=data, levels=4, group=32), model, changed=1)
+    same = check_pass(Cluster(data=data, levels=4, group=130), model, changed=1)
+    assert grouped.result.figures["layers"][0]["books"] == books
+    assert same.model.digest() == whole.model.digest()
+    at_once, own = (o.result.figures["layers"][0]["weight_db"] for o in (whole, grouped))
+    assert data or own >= at_once
+    grown = grouped.result.figures["weight_bytes"][1] - whole.result.figures["weight_bytes"][1]
+    channels = {4: 96, 3: 70, 2: 40, 5: 130, 1: 0}[books]
+    assert grown == (books - 1) * 4 * 4 + 4 * channels
+    assert bytes_of(grouped) == bytes_of(whole) + grown + (90 if books > 1 else 0)
+
+
+def test_levels_of_their_own_in_recurrent_layers_and_tables(check_pass, parse) -> None:
+    text = "a (int64[2,5] x) => (float[] y) <float[70,32] t, float[1,96,32] w, float[1,96,24] r> "
+    text += "{ e = Gather(t, x) y = LSTM<hidden_size=24>(e, w, r) }"
+    outcome = check_pass(Cluster(group=24), parse(text), changed=3)
+    assert [layer["books"] for layer in outcome.result.figures["layers"]] == [3, 4, 4]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -148,6 +186,8 @@ def test_compressed_it_is_smaller_still(check_pass, parse) -> None:
         ({"levels": 257}, "2 to 256"),
         ({"ternary": True, "binary": True}, "give one of them"),
         ({"ternary": True, "levels": 8}, "give one of them"),
+        ({"group": -1}, "group must be at least 0"),
+        ({"group": 64, "ternary": True}, "group is for levels"),
         ({"samples": 0}, "samples must be at least 1"),
     ],
 )

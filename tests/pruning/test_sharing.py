@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxopt.pruning import sharing
+from onnxopt.pruning.sharing import Kind
 
 
 def found(model):
@@ -26,14 +27,14 @@ def found(model):
 def test_scales_lie_along_the_outputs(build, nodes, weights, x, scales) -> None:
     model = build(nodes, weights, x)
     constant, readers = found(model)["w"]
-    assert sharing.fault(model, constant, readers, 16, per_channel=True) == ""
-    coded = sharing.by_weights(constant, readers, 16, per_channel=True)
+    assert sharing.fault(model, constant, readers, Kind(16)) == ""
+    coded = sharing.by_weights(constant, readers, Kind(16))
     assert (() if coded.scale is None else coded.scale.shape) == scales
     assert coded.codes.shape == tuple(constant.shape)
     told = sharing.told("it", constant.values, coded, None)
     assert told.weight_db > 17
     assert told.bytes[0] == constant.nbytes > told.bytes[1] > told.bytes[2]
-    one = sharing.by_weights(constant, readers, 16, per_channel=False)
+    one = sharing.by_weights(constant, readers, Kind(16, per_channel=False))
     assert one.scale is None
     assert len(np.unique(one.values)) <= 16
 
@@ -42,7 +43,7 @@ def test_readers_that_disagree_share_one_scale(build) -> None:
     model = build("a = MatMul(x, w) y = MatMul(w, a)", "float[32,32] w", "float[32,32] x")
     constant, readers = found(model)["w"]
     assert len(readers) == 2
-    assert sharing.by_weights(constant, readers, 4, per_channel=True).scale is None
+    assert sharing.by_weights(constant, readers, Kind(4)).scale is None
     assert not sharing.is_solvable(model, constant, readers)
 
 
