@@ -114,8 +114,10 @@ def test_factors_run_in_integers_as_whole_layers_do() -> None:
         (DYNAMIC, QUANT, "quantized already"),
         (WEIGHTS, QUANT, "quantized already"),
         (WEIGHTS, DYNAMIC, "quantized already"),
-        (CLUSTER, QUANT, "weights are computed at run time"),
-        (CLUSTER, DYNAMIC, "weights"),
+        *((CLUSTER, p, "stored as codes already") for p in (PRUNE, SVD, SPARSIFY)),
+        *((CLUSTER, p, "its weights are stored as codes already") for p in (QUANT, DYNAMIC, WEIGHTS)),
+        *((HALF, p, "stored as float16 already") for p in (PRUNE, SVD)),
+        *((HALF, p, "its weights are stored as float16 already") for p in (QUANT, WEIGHTS, CLUSTER)),
     ],
 )
 def test_what_excludes_the_other_says_so(first: str, second: str, why: str) -> None:
@@ -125,6 +127,21 @@ def test_what_excludes_the_other_says_so(first: str, second: str, why: str) -> N
     assert after.changed == 0
     assert any(why in reason for _, reason in after.skips), after.skips
     assert made.sqnr_db > 20
+
+
+@pytest.mark.parametrize(("first", "how"), [(CLUSTER, "codes"), (HALF, "float16")])
+def test_what_is_stored_in_few_bits_stays_small_in_a_second_run(first: str, how: str) -> None:
+    original, data, _ = sample()
+    made = run(first).model
+    again = Model.from_proto(made.to_proto())
+    report = PassManager(spec.parse(f"fold-bn,{WEIGHTS}")).run(again, data)
+    folding = next(s for s in report.passes if s.spec == "fold-constants")
+    assert all(f"stored as {how} already" in why for _, why in folding.skips)
+    assert len(folding.skips) == (3 if how == "codes" else 5)
+    assert again.constant_bytes() <= made.constant_bytes() < original.constant_bytes()
+    decoded = Model.from_proto(made.to_proto())
+    PassManager(spec.parse(f"fold-constants:decode,{WEIGHTS}")).run(decoded, data)
+    assert decoded.constant_bytes() < 0.17 * original.constant_bytes()
 
 
 @pytest.mark.zoo
