@@ -9,8 +9,6 @@ folder; runs ``onnxopt optimize`` on it in a process of its own; prints that pro
 from __future__ import annotations
 
 import argparse
-import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+sys.path.append(str(Path(__file__).parent / "common"))
+
+import footprint
 
 CHANNELS = 1024
 WIDTH = 4096
@@ -80,9 +82,9 @@ def main() -> None:
         path = write_model(Path(folder), arguments.gigabytes)
         size = sum(p.stat().st_size for p in Path(folder).iterdir())
         command = [sys.executable, "-m", "onnxopt", "optimize", str(path), "--passes", arguments.passes]
-        subprocess.run([*command, "--no-validate", "--quiet"], check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        print(f"file {size / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB, ratio {peak / size:.2f}")
+        used = footprint.run([*command, "--no-validate", "--quiet"])
+        peak = used.peak_bytes
+        print(f"exit {used.exit}, file {size / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB, ratio {peak / size:.2f}")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))
+
+import footprint
 
 WIDTH, ENTRIES, LENGTH = 2048, 32_000, 16
 _LAYER_BYTES = 12 * WIDTH**2 * 4
@@ -90,12 +92,9 @@ def main() -> None:
     if not source.exists():
         write(source, options.gigabytes * 1e9)
     command = [sys.executable, "-m", "onnxopt", "optimize", str(source), "-o", str(output), "--passes", options.passes]
-    started = time.perf_counter()
-    done = subprocess.run([*command, *([] if options.validate else ["--no-validate"])], check=False)
+    used = footprint.run([*command, *([] if options.validate else ["--no-validate"])])
     sizes = [sum(p.stat().st_size for p in m.parent.glob(f"{m.name}*")) for m in (source, output)]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    figures = {"exit": done.returncode, "bytes": sizes, "peak_bytes": peak, "peak_over_file": peak / sizes[0]}
-    print(json.dumps(figures | {"seconds": time.perf_counter() - started}, indent=1))
+    print(json.dumps({"bytes": sizes, "of_the_file": used.peak_bytes / sizes[0]} | asdict(used), indent=1))
 
 
 if __name__ == "__main__":

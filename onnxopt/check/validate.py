@@ -51,15 +51,16 @@ def validate(
     """
     with as_file(reference) as reference_path, as_file(candidate) as candidate_path:
         paths = (reference_path, candidate_path)
+        feed = next(iter(dataset.batches(batch, stop=batch)))
+        # First, while nothing else is in memory: what is freed later need not go back to the system.
+        memory, trouble = _memory(paths, feed, threads, track)
         original, other = (Session(path, threads=threads) for path in track(paths, "load both models"))
         if missing := sorted(set(original.outputs) - set(other.outputs)):
             raise ModelError(f"the candidate has no output '{missing[0]}': it cannot be compared with this reference")
         quality = _quality(original, other, dataset, track)
-        feed = next(iter(dataset.batches(batch, stop=batch)))
         size = 1 if dataset.batching.whole else leading(feed)
         del original, other
         timing = _timed(paths, feed, threads, track)
-        memory, trouble = _memory(paths, feed, threads, track)
         audited = _audited(candidate, dataset)
     notes = [*quality.notes, *trouble]
     if size != batch:

@@ -81,10 +81,10 @@ def test_progress_of_every_stage(tmp_path: Path) -> None:
 
     validate(ORIGINAL, WORSE, dataset(tmp_path), track=track)  # type: ignore[arg-type]
     assert seen == [
+        ("measure memory", None, 2),
         ("load both models", None, 2),
         ("validate", 2, 2),
         ("time both models", None, 3),
-        ("measure memory", None, 2),
     ]
 
 
