@@ -20,7 +20,7 @@ from onnxopt.pruning.repair import Place, Rows
 
 # Second moments together stay in this much memory.
 _BYTES = 2**28
-# Of the power of what a layer makes, no less is what varies of it.
+# What varies by less of the power of a tensor does not vary.
 _TINY = 1e-9
 
 
@@ -64,15 +64,19 @@ def moments(model: Model, sites: Sequence[Site], context: Context, samples: int,
                 if site in means:
                     means[site] += rows.sum(axis=0)
                     count[site] += len(rows)
-    for site, mean in means.items():
-        sums[site] -= np.outer(mean, mean) / max(count[site], 1)
-    return {s: _levelled(total, level) for s, total in sums.items() if np.isfinite(total).all() and _power(total) > 0}
+    found = {}
+    for site, total in sums.items():
+        varies = total - np.outer(means[site], means[site]) / max(count[site], 1) if site in means else total
+        if _power(varies) > _TINY * _power(total):
+            found[site] = _levelled(varies, level)
+    return found
 
 
 def _rows(site: Site, x: np.ndarray, parts: int, rng: np.random.Generator) -> Floats:
     rows = unrolled.Rows(site.node, site.read(x))
     at = sample_positions(rows.count, max(1, unrolled.enough(site.width) // parts), rng)
-    return rows.at(at).astype(np.float64)
+    chosen = rows.at(at).astype(np.float64)
+    return np.asarray(chosen[np.isfinite(chosen).all(axis=1)])
 
 
 def _power(total: Floats) -> float:
@@ -132,7 +136,8 @@ class Seen:
             self._held = self._train
         of_means = float(np.square(sums[held]).sum()) / max(self._held.count, 1) * has_bias
         whole = float(powers[held])
-        self._power = max(whole - of_means, _TINY * whole, 1e-30)
+        varies = whole - of_means
+        self._power = varies if varies > _TINY * whole else max(whole, 1e-30)
         z = self._train.gram[-1] / max(self._train.count, 1) * has_bias
         self._mean = z[:-1]
         self._missing = self._train.cross[-1] / max(self._train.count, 1) * has_bias
@@ -143,7 +148,7 @@ class Seen:
     @property
     def tells(self) -> bool:
         """Did anything reach it?"""
-        return self._train.count > 0 and bool(np.trace(self._gram) > 0)
+        return bool(np.trace(self._gram) > _TINY * np.trace(self._train.gram[:-1, :-1]) / max(self._train.count, 1))
 
     def damped(self, damping: float) -> Floats:
         """The second moments of the inputs, about their means where the bias is free."""

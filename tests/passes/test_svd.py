@@ -136,6 +136,30 @@ def test_data_says_what_may_be_lost(check_pass, parse, layer, bias):
     assert blind.deviation() > 0.1
 
 
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_what_is_no_number_is_left_out(check_pass, parse, spoilt):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((500, 12)) @ rng.standard_normal((12, 80))).astype(np.float32)
+    x[7, 3] = spoilt
+    before = parse("g (float[N,80] x) => (float[] z) <float[80,96] w, float[96] b> { z = Gemm (x, w, b) }")
+    with np.errstate(invalid="ignore"):
+        found = check_pass(svd(energy=0.99), before, changed=1, feed={"x": x})
+    layer = found.result.figures["layers"]["z"]
+    assert layer["rank"] <= 16
+    assert layer["relative_error"] < 0.1
+
+
+@pytest.mark.parametrize("samples", [1, 30])
+def test_what_does_not_vary_tells_nothing(check_pass, parse, samples):
+    """The bias can make the same of one input, so it is the weights that are kept, and their error is what it is."""
+    x = np.broadcast_to(np.random.default_rng(0).standard_normal(80), (samples, 80)).astype(np.float32)
+    before = parse("g (float[N,80] x) => (float[] z) <float[80,96] w, float[96] b> { z = Gemm (x, w, b) }")
+    found = check_pass(svd(), before, changed=1, feed={"x": x})
+    layer = found.result.figures["layers"]["z"]
+    assert layer["relative_error"] == layer["plain_error"]
+    assert 0.1 < layer["relative_error"] < 1
+
+
 def test_made_up_data_says_nothing(parse):
     model = Model.from_proto(parse("g (float[N,80] x) => (float[] z) <float[80,96] w> { z = MatMul (x, w) }"))
     data = open_dataset("synthetic", model.inputs, samples=2)
