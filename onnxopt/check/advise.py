@@ -22,7 +22,7 @@ from onnxopt.data.dataset import Dataset, spread
 from onnxopt.errors import ExecutionError, ModelError, OnnxOptError
 from onnxopt.graph.compressed import compressed_bytes
 from onnxopt.graph.cost import cost
-from onnxopt.graph.ir import Node
+from onnxopt.graph.ir import Node, is_constant, reads
 from onnxopt.graph.model import Model
 from onnxopt.graph.pieces import differences, transplant
 from onnxopt.progress import Track, silent
@@ -47,7 +47,7 @@ _TRIED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "quant-weights": ({}, {"bits": 8}),
 }
 _HASTE: Mapping[str, Mapping[str, Any]] = {"quant": {"effort": "fast", "measure": False}}
-# Runs anew for each layer.
+# Runs anew for each layer, and gets the time that others leave.
 _RESHAPING = ("prune",)
 
 
@@ -68,6 +68,7 @@ def advise(
     Raises ExecutionError when the model does not run.
     """
     steps = [step for name in spec.known_passes() for step in _settings(name)]
+    steps.sort(key=lambda named: named[1].name in _RESHAPING)
     plain = model.clone()
     few = _few(calibration)
     exact = dict.fromkeys(name for _, step in steps for name in step.needs())
@@ -84,9 +85,9 @@ def advise(
         offers += [offer for _, offer in found]
         passes.append(replace(whole, pieces=ways.count, tried=sum(covered for covered, _ in found)))
     notes = (*few.notes, *test.notes, *_unfinished(passes, budget_s))
-    ordered = tuple(sorted(offers, key=trial.price))
-    path = str(model.path or "")
-    return Advice(path, versions(), machine(), trial.judge.samples, ordered, tuple(passes), tuple(dict.fromkeys(notes)))
+    about = str(model.path or ""), versions(), machine(), trial.judge.samples
+    ordered = tuple(sorted(offers, key=trial.price)), tuple(sorted(passes, key=lambda p: p.spec))
+    return Advice(*about, *ordered, tuple(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,8 @@ class _Trial:
         (plain, old), (form, new) = before, after
         size, macs, ms = plain.of(old)
         _, macs_after, ms_after = form.of(new)
+        if macs == macs_after and _executed(old) == _executed(new):
+            ms_after = ms
         change = alone.constant_bytes() - plain.bytes
         return Offer(
             *what,
@@ -304,6 +307,18 @@ def _settings(name: str) -> Iterator[tuple[str, Pass]]:
         return
     for values in _TRIED.get(name, ({},)):
         yield str(spec.make(name, values)), spec.make(name, {**values, **_HASTE.get(name, {})})
+
+
+def _executed(nodes: Sequence[Node]) -> list[str]:
+    """The operators that run, sorted: what depends on constants alone is computed at loading, but not decoding."""
+    fixed: set[int] = set()
+    found = []
+    for node in nodes:
+        if node.op != "DequantizeLinear" and all(is_constant(t) or id(t) in fixed for t in reads(node)):
+            fixed.update(map(id, node.outputs))
+        else:
+            found.append(node.kind)
+    return sorted(found)
 
 
 def _few(dataset: Dataset) -> Dataset:

@@ -183,11 +183,22 @@ def test_times_of_layers_add_up_to_what_was_timed_in_turns(
         assert offer.after.ms < 20 * offer.before.ms
 
 
+def test_other_numbers_take_the_same_time(model: Model, data: Dataset, only: Callable[..., None]) -> None:
+    """What changes weights, or stores them otherwise, leaves what runs as it is; decoding is run."""
+    cluster, weights = (spec.known_passes()[name] for name in ("cluster", "quant-weights"))
+    only(Spoil, cluster, weights)
+    found = look(model, data)
+    same = [o for o in found.offers if not o.spec.startswith("quant-weights")]
+    assert {o.spec for o in same} == {"spoil", "cluster", "cluster:levels=256"}
+    assert all(o.before.ms == o.after.ms for o in same)
+    assert all(o.before.ms != o.after.ms for o in found.offers if o not in same)
+
+
 def test_what_does_not_work_says_why(model: Model, data: Dataset, only: Callable[..., None]) -> None:
     only(Idle, Broken)
     found = look(model, data)
     assert found.offers == ()
-    idle, broken = found.passes
+    broken, idle = found.passes
     assert broken.why.startswith("the pass broken failed at test_advise.py")
     assert idle.why == "it is asleep"
     assert len(idle.skips) == 4
