@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -73,21 +74,11 @@ class QuantWeights(Pass):
                 plain.upgrade(oldest)
         except ModelError as error:
             skips.append(Skip("opset", str(error)))
-        sites, left = weight_only.find(plain, self._left_out(plain))
-        forms = {id(s.node): self._form(s, context.target) for s in sites}
-        old = [s for s in sites if oldest_opset(s, forms[id(s.node)], self._format, self.block) > plain.opset]
-        left |= {label(s.node): "its form needs a newer opset than the model could be given" for s in old}
-        across = [s for s in _across_graphs(sites) if forms[id(s.node)] == "qdq"]
-        if self.form == "auto":
-            forms |= {id(s.node): "nbits" for s in across}
-        else:
-            left |= {label(s.node): _ACROSS for s in across}
-        sites = [s for s in sites if label(s.node) not in left]
+        sites, forms, left = self._sites(plain, context.target)
         if not sites:
             return PassResult(0, (*skips, *(Skip(name, why) for name, why in left.items())))
         before = model.constant_bytes()
-        layers = self._rounded(plain, sites, forms, context)
-        left |= {label(s.node): "its weights are not all finite" for s in sites if id(s.node) not in layers}
+        layers = self._rounded(plain, sites, forms, context, left)
         sites = [s for s in sites if id(s.node) in layers]
         skips += [Skip(name, why) for name, why in left.items()]
         if not sites:
@@ -116,6 +107,30 @@ class QuantWeights(Pass):
     def _format(self) -> Format:
         return Format(self.bits, self.symmetric)
 
+    def _sites(self, model: Model, target: Target) -> tuple[list[Site], dict[int, Form], dict[str, str]]:
+        """Whose weights are coded, in which form by the ``id`` of the node, and what is left alone by label. What is
+        left alone reads floats, which may take others with it."""
+        left_out = self._left_out(model)
+        while True:
+            sites, left = weight_only.find(model, left_out)
+            forms = {id(s.node): self._form(s, target) for s in sites}
+            across = {id(s.node) for s in weight_only.across_graphs(sites)}
+            if self.form == "auto":
+                forms |= dict.fromkeys(across, "nbits")
+            faults = {label(s.node): self._fault(s, forms[id(s.node)], model.opset, across) for s in sites}
+            if not any(faults.values()):
+                return sites, forms, left
+            left_out |= {name: why for name, why in faults.items() if why}
+
+    def _fault(self, site: Site, form: Form, opset: int, across: set[int]) -> str:
+        """Why a form is not to be had, or not worth it; empty if it is."""
+        if oldest_opset(site, form, self._format, self.block) > opset:
+            return "its form needs a newer opset than the model could be given"
+        if form == "qdq" and id(site.node) in across:
+            return _ACROSS
+        now, then = prod(site.weight.shape) * 4, stored_bytes(site, form, *self._table_format(site, form))
+        return f"it would save nothing: {now} bytes now, {then} then" if then >= now else ""
+
     def _left_out(self, model: Model) -> dict[str, str]:
         convolutions = [] if self.conv else [label(n) for n in model.nodes() if n.op == "Conv"]
         return dict.fromkeys(convolutions, "conv=false") | excluded(self.exclude, map(label, model.nodes()))
@@ -133,11 +148,11 @@ class QuantWeights(Pass):
         return "qdq" if self.form == "auto" and whole_rows and _level(target) == 4 else "nbits"
 
     def _rounded(
-        self, model: Model, sites: Sequence[Site], forms: dict[int, Form], context: Context
+        self, model: Model, sites: Sequence[Site], forms: dict[int, Form], context: Context, left: dict[str, str]
     ) -> dict[int, dict[str, Any]]:
         """Write the weights of each site, as soon as those that are solved for are known; figures by the ``id`` of its
-        node. Of the others one weight at a time is held in memory."""
-        solved = [] if self.rounding == "nearest" or context.dataset.synthetic else _solvable(model, sites)
+        node. Of the others one weight at a time is held in memory; ``left`` gains those that cannot be coded."""
+        solved = [] if self.rounding == "nearest" or context.dataset.synthetic else weight_only.solvable(model, sites)
         fitted = dict(self._with_data(model, solved, context))
         groups = self._alike([s for s in sites if id(s.node) not in fitted], forms)
         layers: dict[int, dict[str, Any]] = {}
@@ -147,23 +162,33 @@ class QuantWeights(Pass):
             layers |= self._write(model, [site], forms, found.coded, context.target, told)
         rounding: weight_only.Rounding = "nearest" if self.rounding == "nearest" else "half-quadratic"
         for group in context.track(groups, self.name):
-            coding = weight_only.encode(group[0], *self._table_format(group[0], forms), rounding)
+            first = group[0]
+            if why := weight_only.unfit(first):
+                left |= {label(s.node): why for s in group}
+                continue
+            coded, error = weight_only.encode(
+                group[0], *self._table_format(group[0], forms[id(group[0].node)]), rounding
+            )
             model.release()
-            if coding is not None:
-                coded, error = coding
-                layers |= self._write(model, group, forms, coded, context.target, {"weight_error": error})
+            layers |= self._write(model, group, forms, coded, context.target, {"weight_error": error})
         return layers
 
     def _alike(self, sites: Sequence[Site], forms: dict[int, Form]) -> list[list[Site]]:
         """Those together that want the same weights in the same coding."""
         groups: defaultdict[Any, list[Site]] = defaultdict(list)
         for site in sites:
-            key = id(site.weight), site.by_row, site.kernel, site.factor, *self._table_format(site, forms)
+            key = (
+                id(site.weight),
+                site.by_row,
+                site.kernel,
+                site.factor,
+                *self._table_format(site, forms[id(site.node)]),
+            )
             groups[key].append(site)
         return list(groups.values())
 
-    def _table_format(self, site: Site, forms: dict[int, Form]) -> tuple[Format, int]:
-        by_rows = site.kind == "table" and forms[id(site.node)] == "qdq"
+    def _table_format(self, site: Site, form: Form) -> tuple[Format, int]:
+        by_rows = site.kind == "table" and form == "qdq"
         return (_ROWS, 0) if by_rows else (self._format, self.block)
 
     def _with_data(self, model: Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[int, Fitted]]:
@@ -190,19 +215,20 @@ class QuantWeights(Pass):
         told: dict[str, Any],
     ) -> dict[int, dict[str, Any]]:
         """Let these sites read one coding; their figures with what is ``told`` of it."""
+        figures = {id(s.node): self._figures(s, forms[id(s.node)]) | told for s in sites}
         writer = Writer(model, self._format, _level(target), coded)
         tied = any(s.kind == "product" and forms[id(s.node)] == "nbits" for s in sites)
         for site in sites:
             writer.write(site, forms[id(site.node)], tied)
-        return {id(s.node): self._figures(s, forms, coded) | told for s in sites}
+        return figures
 
-    def _figures(self, site: Site, forms: dict[int, Form], coded: Coded) -> dict[str, Any]:
-        form, _ = self._table_format(site, forms)
+    def _figures(self, site: Site, form: Form) -> dict[str, Any]:
+        kind, block = self._table_format(site, form)
         return {
             "layer": label(site.node),
-            "form": forms[id(site.node)],
-            "bits": form.bits,
-            "bytes": [int(coded.steps.size) * 4, stored_bytes(form, coded)],
+            "form": form,
+            "bits": kind.bits,
+            "bytes": [prod(site.weight.shape) * 4, stored_bytes(site, form, kind, block)],
         }
 
 
@@ -214,29 +240,6 @@ def _level(target: Target) -> int:
     """4 where there are kernels that multiply integers of 8 bits with such of 4: on ARM they need its dot product."""
     without = target.architecture == "arm64" and target.instructions and "asimddp" not in target.instructions
     return 0 if without else 4
-
-
-def _across_graphs(sites: Sequence[Site]) -> list[Site]:
-    """The products whose weights are read in several graphs: the main one and bodies."""
-    graphs: defaultdict[int, set[int]] = defaultdict(set)
-    for site in sites:
-        graphs[id(site.weight)].add(id(site.graph))
-    return [s for s in sites if s.kind == "product" and len(graphs[id(s.weight)]) > 1]
-
-
-def _solvable(model: Model, sites: Sequence[Site]) -> list[Site]:
-    """The sites of the main graph that can be solved for: all weights their own, and numbers."""
-    outer = {id(n) for n in model.graph.nodes}
-    alone = {key for key, group in weight_only.readers(list(sites)).items() if len(group) == 1}
-    return [
-        s
-        for s in sites
-        if s.kind != "table"
-        and id(s.node) in outer
-        and id(s.weight) in alone
-        and not unrolled.fault(s.node)
-        and np.isfinite(s.weight.values).all()
-    ]
 
 
 def _notes(operators: Any, sites: Sequence[Site]) -> list[str]:

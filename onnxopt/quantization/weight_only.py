@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 import numpy as np
 
+from onnxopt.core import unrolled
 from onnxopt.core.pass_ import label
 from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Graph, Node, is_constant
@@ -24,10 +25,12 @@ Rounding = Literal["nearest", "half-quadratic"]
 
 # Fewer weights than this are not worth scales and another node.
 SMALL = 1024
-_NEVER = ("ConvTranspose", "LSTM", "GRU", "RNN")
+_NEVER = ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "GatherElements", "GatherND")
 # Where operators take weights that may have been made integers before, and those that take nothing else.
 _WEIGHT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
 _CODED = INTEGER_KERNELS | {"MatMulNBits", "GatherBlockQuantized"}
+# Weights beyond this, or all below its inverse, are no weights of a layer: their squares leave float32.
+_LARGEST = 2.0**50
 # Weights that are coded at a time: their temporaries stay in the processor's cache.
 _PIECE = 2**18
 
@@ -97,9 +100,20 @@ def find(model: Model, left_out: Mapping[str, str]) -> tuple[list[Site], dict[st
         found = [site for site, other in held if not other]
 
 
-def encode(site: Site, form: Format, block: int, rounding: Rounding) -> tuple[Coded, float] | None:
-    """The weights as integers, found without data, and their squared error over their squares; None where they are not
-    all finite. A part of the rows at a time."""
+def unfit(site: Site) -> str:
+    """Why the numbers of a site cannot be coded; empty if they can."""
+    values = np.asarray(site.weight.values)
+    largest = max(float(values.max()), -float(values.min())) * abs(site.factor)
+    if not np.isfinite(largest):
+        return "its weights are not all finite"
+    if largest > _LARGEST:
+        return f"its weights are too large: they reach {largest:.0e}"
+    return f"its weights are too small: {largest:.0e} at most" if 0 < largest < 1 / _LARGEST else ""
+
+
+def encode(site: Site, form: Format, block: int, rounding: Rounding) -> tuple[Coded, float]:
+    """The weights as integers, found without data, and their squared error over their squares. A part of the rows at a
+    time."""
     matrix, blocks = site.matrix(), site.blocks(block)
     steps = np.empty(matrix.shape, np.int8)
     scale = np.empty((len(matrix), blocks.count), np.float32)
@@ -108,8 +122,6 @@ def encode(site: Site, form: Format, block: int, rounding: Rounding) -> tuple[Co
     for rows in _pieces(*matrix.shape):
         part = np.ascontiguousarray(matrix[rows], np.float32)
         part = part if site.factor == 1 else part * np.float32(site.factor)
-        if not np.isfinite(part).all():
-            return None
         found = _coded(part, blocks, form, rounding)
         steps[rows], scale[rows], zero[rows] = found.steps, found.grid.scale, found.grid.zero
         error += float(squared_error(part, found).sum(dtype=np.float64))
@@ -132,14 +144,14 @@ def _is_candidate(node: Node) -> bool:
     """Is this an operator with weights?"""
     if node.op in _CODED or _reads_integers(node):
         return True
-    if not node.is_standard:
-        return False
+    if node.op in _NEVER or not node.is_standard:
+        return any(is_constant(t) and t.dtype.kind == "f" and len(t.shape) > 1 for t in node.inputs)
     if node.op == "Gather":
         table = node.inputs[0]
         return bool(already(table)) or (is_constant(table) and table.dtype.kind == "f" and len(table.shape) > 1)
     if node.op in ("MatMul", "Gemm"):
         return any(is_constant(stored(t)) or already(t) for t in node.inputs[:2])
-    return node.op == "Conv" or node.op in _NEVER
+    return node.op == "Conv"
 
 
 def _site(node: Node, graph: Graph) -> Site:
@@ -153,8 +165,8 @@ def _fault(node: Node) -> str:
     """Why a candidate's weights stay as they are; empty if they need not."""
     if node.op in _CODED or _reads_integers(node):
         return "its weights are integers already"
-    if node.op in _NEVER:
-        return f"ONNX Runtime takes no weights of few bits for {node.op}"
+    if node.op in _NEVER or not node.is_standard:
+        return f"quant-weights knows no {node.kind}: {'quant-dynamic, ' * (node.op == 'LSTM')}cluster or fp16 may do"
     weight = node.inputs[0] if node.op == "Gather" else stored(node.inputs[1])
     if how := already(weight):
         return f"its weights are {how}"
@@ -204,9 +216,32 @@ def _other_reader(site: Site, sites: set[int], outputs: set[int]) -> str:
     return ""
 
 
-def readers(sites: list[Site]) -> dict[int, list[Site]]:
+def readers(sites: Sequence[Site]) -> dict[int, list[Site]]:
     """The sites that read one constant, by its ``id``."""
     found: defaultdict[int, list[Site]] = defaultdict(list)
     for site in sites:
         found[id(site.weight)].append(site)
     return found
+
+
+def across_graphs(sites: Sequence[Site]) -> list[Site]:
+    """The products whose weights are read in several graphs: the main one and bodies."""
+    graphs: defaultdict[int, set[int]] = defaultdict(set)
+    for site in sites:
+        graphs[id(site.weight)].add(id(site.graph))
+    return [s for s in sites if s.kind == "product" and len(graphs[id(s.weight)]) > 1]
+
+
+def solvable(model: Model, sites: Sequence[Site]) -> list[Site]:
+    """The sites of the main graph that can be solved for: all weights their own, and numbers."""
+    outer = {id(n) for n in model.graph.nodes}
+    alone = {key for key, group in readers(sites).items() if len(group) == 1}
+    return [
+        s
+        for s in sites
+        if s.kind != "table"
+        and id(s.node) in outer
+        and id(s.weight) in alone
+        and not unrolled.fault(s.node)
+        and not unfit(s)
+    ]

@@ -268,10 +268,13 @@ def _addend(model: Model, node: Node) -> Tensor | None:
     return addend if beta == 1 and values.shape == addend.shape else model.constant(addend.name, values)
 
 
-def stored_bytes(form: Format, coded: Coded) -> int:
-    """Bytes of the integers with their scales and zero points."""
-    return (
-        prod(coded.steps.shape) * form.bits // 8
-        + coded.grid.scale.nbytes
-        + (0 if form.symmetric else coded.grid.zero.size * form.bits // 8)
-    )
+def stored_bytes(site: Site, chosen: Form, form: Format, block: int) -> int:
+    """Bytes of the integers with their scales and zero points. MatMulNBits fills up the last block of each row."""
+    columns = stored = site.inputs * site.kernel
+    count = site.blocks(block).count
+    if site.kind == "product" and chosen == "nbits":
+        width = block if count > 1 else min(_ROW_BLOCK, _power_of_two(columns))
+        count = -(-columns // width)
+        stored = count * width
+    bits = stored * form.bits + count * (32 + (0 if form.symmetric else form.bits))
+    return prod(site.weight.shape) // columns * bits // 8

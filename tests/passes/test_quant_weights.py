@@ -166,8 +166,15 @@ def test_what_stays_float(quantize):
         a = MatMul (x, s) y = Neg (a) z = MatMul (w, x) u = MatMul (x, b) v = Gemm <transA=1> (x, r)
         o = MatMul (x, q) p = Add (q, x) c = Reshape (x, d) h, f, g = LSTM <hidden_size=96> (c, i, j) }}"""
     text = text.replace("<float[96,4] s", "<int64[3] d = {96, 1, 96}, float[96,4] s")
-    why = ["small", "first factor", "not a matrix", "transposes its input", "read as float by 'p'", "LSTM", "excluded"]
-    why[-1:] = ["exclude names no node"]
+    why = [
+        "small",
+        "first factor",
+        "not a matrix",
+        "transposes its input",
+        "read as float by 'p'",
+        "knows no LSTM: quant-dynamic,",
+    ]
+    why += ["exclude names no node"]
     quantize(text, feed={"x": normal(96, 96)}, exclude="nothing", skipped=why, changed=0)
 
 
@@ -176,6 +183,11 @@ def test_excluded_not_finite_and_not_float32(quantize):
     weight = normal(96, 64)
     weight[3, 4] = np.inf
     quantize(PRODUCT, values={"w": weight}, skipped=["not all finite"], changed=0)
+    feed = {"x": normal(8, 96) * np.float32(1e-16)}
+    quantize(
+        PRODUCT, feed=feed, values={"w": normal(96, 64) * 1e16}, skipped=["too large: they reach 4e+16"], changed=0
+    )
+    quantize(PRODUCT, values={"w": normal(96, 64) * 1e-20}, skipped=["too small: 4e-20 at most"], changed=0)
     half = PRODUCT.replace("float[N", "float16[N").replace("<float[", "<float16[").replace("(float[]", "(float16[]")
     feed = {"x": normal(8, 96).astype(np.float16)}
     quantize(half, feed=feed, skipped=["float16, not float32"], changed=0)
@@ -187,6 +199,26 @@ def test_excluded_not_finite_and_not_float32(quantize):
     quantize(given, feed=feed, skipped=["computed at run time"], changed=0)
     columns = "g (int64[N] x) => (float[] y) <float[50,64] e> { y = Gather <axis=1> (e, x) }"
     quantize(columns, feed={"x": np.arange(4)}, skipped=["columns, not rows"], changed=0)
+
+
+def test_what_has_weights_of_another_kind(quantize):
+    text = """g (float[1,8,6,6] x, float[N,96] c, int64[N,2] i) => (float[] y, float[] z, float[] u)
+        <float[8,16,3,3] w, float[96,64] e, float[30,40] t> {
+        y = ConvTranspose (x, w) z = Einsum <equation="ab,bc->ac"> (c, e) u = GatherND (t, i) }"""
+    feed = {"x": normal(1, 8, 6, 6), "c": normal(2, 96), "i": np.zeros((2, 2), np.int64)}
+    quantize(
+        text, feed=feed, skipped=[f"knows no {op}: cl" for op in ("ConvTranspose", "Einsum", "GatherND")], changed=0
+    )
+    text = PRODUCT.replace("MatMul", "com.microsoft.FusedMatMul").replace("float[] y", "float[N,64] y")
+    header = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    quantize(header + text, skipped=["knows no com.microsoft.FusedMatMul"], changed=0)
+
+
+@pytest.mark.parametrize(("bits", "changed"), [(8, 0), (4, 1)])
+def test_few_inputs_with_a_scale_each_save_nothing(quantize, bits, changed):
+    text = "g (float[N,4] x) => (float[] y) <float[4,512] w> { y = MatMul (x, w) }"
+    skipped = [] if changed else ["it would save nothing: 8192 bytes now, 10752 then"]
+    quantize(text, feed={"x": normal(8, 4)}, bits=bits, changed=changed, skipped=skipped)
 
 
 @pytest.mark.parametrize("text", [
