@@ -89,6 +89,36 @@ def test_a_budget_against_brute_force(seed: int, layers: int, keep: float, fixed
     assert min(met) - 1e-9 <= error <= min(met) + max(steps) + 1e-9
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.tuples(st.integers(6, 16), st.integers(6, 16)), min_size=3, max_size=4),
+    seed=st.integers(0, 99),
+    keep=st.floats(0.3, 0.95),
+)
+def test_ranks_of_matrices_under_one_budget_against_brute_force(
+    sizes: list[tuple[int, int]], seed: int, keep: float
+) -> None:
+    """All ranks of all matrices, losses from numpy's decomposition: no choice is better by more than one step."""
+    offers = []
+    for i, (o, c) in enumerate(sizes):
+        w = weight(o, c, seed + i)
+        choices = Form("matrix", (o, c, 1, 1)).choices(w, None, 1)[::-1]
+        assert [x.loss for x in choices] == pytest.approx([lost(w, None, x.ranks[0]) for x in choices], abs=1e-9)
+        offers.append(Offer(None, choices, float(o * c), [float(x.parameters) for x in choices]))
+    now = sum(o.whole for o in offers)
+    best = np.inf
+    for ways in product(*([(o.whole, 0.0), *((c.parameters, c.loss) for c in o.choices)] for o in offers)):
+        if sum(cost for cost, _ in ways) <= keep * now:
+            best = min(best, sum(loss for _, loss in ways))
+    chosen, reached = share(offers, now, keep * now)
+    if best == np.inf:
+        assert reached > keep * now
+        return
+    assert reached <= keep * now * (1 + 1e-9)
+    step = max(b - a for o in offers for a, b in pairwise([0.0, *(c.loss for c in o.choices)]))
+    assert best - 1e-9 <= sum(c.loss for c in chosen if c is not None) <= best + step + 1e-9
+
+
 def test_layers_that_lose_less_give_more() -> None:
     easy = [Choice((2,), (0,), 0.01), Choice((1,), (0,), 0.02)]
     hard = [Choice((2,), (0,), 0.5), Choice((1,), (0,), 0.9)]
