@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -24,9 +26,9 @@ def render_advice(found: Advice, *, verbose: bool = False) -> RenderableType:
     tried = [_whole(p) for p in found.passes if not p.why]
     title = "What one layer alone saves of its own, and what that does to the outputs"
     return Group(
-        *([table(title, _LAYERS, paying if verbose else limited(paying, False))] if paying else ()),
-        *([table("Does not pay", _LAYERS, limited(others, verbose))] if others else ()),
-        *([table("The whole model", _PASSES, tried)] if tried else ()),
+        *([_table(title, _LAYERS, paying, verbose)] if paying else ()),
+        *([_table("Does not pay", _LAYERS, others, verbose)] if others else ()),
+        *([_table("The whole model", _PASSES, tried, True)] if tried else ()),
         *(Text.assemble((f"{p.spec}: ", "bold"), f"nothing to gain: {p.why}") for p in idle),
         *(skips_table(p.skips, f"left alone by {p.spec}", True) for p in found.passes if verbose and p.skips),
         *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
@@ -34,17 +36,29 @@ def render_advice(found: Advice, *, verbose: bool = False) -> RenderableType:
     )
 
 
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], verbose: bool) -> RenderableType:
+    """Without the columns that are empty: numbers are not to be broken on a narrow terminal."""
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    shown = limited([[row[i] for i in used] for row in rows], verbose)
+    return table(title, [columns[i] for i in used], shown)
+
+
 def _layer(o: Offer) -> tuple[str, ...]:
     size, macs, ms = _saved(o.before, o.after)
-    return o.layer, o.op, o.spec, size, macs, ms if o.pace else "", words.decibels(o.sqnr_db), o.verdict
+    op = "" if o.op.lower() in o.layer.lower() else o.op
+    return o.layer, op, o.spec, size, macs, ms if o.pace else "", words.decibels(o.sqnr_db), o.verdict
 
 
 def _saved(before: Costs, after: Costs) -> tuple[str, str, str]:
     return (
         _change(before.bytes, after.bytes, words.size(abs(before.bytes - after.bytes))),
         _change(before.macs, after.macs, words.count(abs((before.macs or 0) - (after.macs or 0)))),
-        _change(before.ms, after.ms, words.milliseconds(abs((before.ms or 0.0) - (after.ms or 0.0)))),
+        _change(before.ms, after.ms, _time(abs((before.ms or 0.0) - (after.ms or 0.0)))),
     )
+
+
+def _time(ms: float) -> str:
+    return words.milliseconds(ms) if ms >= 1 else words.milliseconds(1e3 * ms).replace("ms", "us")
 
 
 def _change(before: float | None, after: float | None, amount: str) -> str:

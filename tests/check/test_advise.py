@@ -284,8 +284,8 @@ def test_the_clock_scatters(ms: float | None, pace: int) -> None:
 def test_as_text() -> None:
     from rich.console import Console
 
-    def lines(found: Advice) -> list[str]:
-        console = Console(width=200, file=io.StringIO())
+    def lines(found: Advice, width: int = 200) -> list[str]:
+        console = Console(width=width, file=io.StringIO())
         with console.capture() as captured:
             console.print(render_advice(found))
         return [" ".join(line.split()) for line in captured.get().splitlines()]
@@ -294,9 +294,18 @@ def test_as_text() -> None:
     bad = Offer("last", "Gemm", "svd", Costs(4000, 9000, 500, 1.0), Costs(4100, 9100, None, 1.01), 41.23)
     whole = Whole("svd", "", good.before, good.after, 30.0, (1.5, 1.4, 1.6))
     text = lines(Advice("m.onnx", {}, {}, 7, (good, bad), (whole, Whole("quant", "it is asleep")), ("told",)))
-    assert "first Conv svd -2.00 kB -250 -0.500 ms 41.2 dB pays" in text
+    assert "first Conv svd -2.00 kB -250 -500 us 41.2 dB pays" in text
     assert "last Gemm svd +100 bytes ? 41.2 dB larger" in text
-    assert "svd -2.00 kB -2.00 kB -250 -0.500 ms 1.50 x 30.0 dB pays" in text
+    assert "svd -2.00 kB -2.00 kB -250 -500 us 1.50 x 30.0 dB pays" in text
     assert "quant: nothing to gain: it is asleep" in text
     assert "note: told" in text
+    # An operator that the name tells, and what nothing changes, take no column; at 80 columns no number is broken.
+    names = [f"/encoder/layers.{i}/self_attention/query/MatMul" for i in range(2)]
+    costs = Costs(1_000_000, 9000, 500, 1.0), Costs(890_000, 7000, 500, 0.99369)
+    slow = costs[0], Costs(10, 10, 500, 1.5)
+    offers = [Offer(n, "MatMul", "quant-weights:bits=8", *c, 41.23) for n, c in zip(names, (costs, slow), strict=True)]
+    narrow = lines(Advice("m.onnx", {}, {}, 7, tuple(offers), ()), 80)
+    assert sum("-110 kB 41.2 dB pays" in line for line in narrow) == 1
+    assert sum("-1.00 MB +500 us 41.2 dB smaller," in line for line in narrow) == 1
+    assert not any("operator" in line or "MACs" in line for line in narrow)
     assert text[-1] == "on the whole model as it is, 7 samples judging, it pays to run: svd"
