@@ -128,6 +128,8 @@ def test_a_result_that_is_the_original_says_so(report: Report) -> None:
     assert shown(render(replace(idle, verdict="not validated"))).splitlines()[-1] == f"not validated: {last}"
     rejected = replace(idle, verdict="rejected", output=None)
     assert shown(render(rejected)).splitlines()[-1] == "rejected: min-speedup fails; nothing was saved"
+    twice = replace(rejected, gates=tuple(replace(g, holds=False) for g in report.gates))
+    assert shown(render(twice)).splitlines()[-1] == "rejected: max-drop, min-speedup, other fail; nothing was saved"
 
 
 def test_a_comparison_of_two_files_saves_nothing(report: Report) -> None:
