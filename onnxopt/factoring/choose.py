@@ -47,12 +47,11 @@ class Rule:
         return min(fit, key=lambda c: (c.parameters, c.loss))
 
     def _fixed(self, form: Form, weight: Floats, step: int) -> Choice | str:
-        full = tuple(form.shape[: 2 if form.kind == "tucker" else 0])
         if self.auto:
             ranks = tuple(rounded_up(r, step) for r in form.estimate(weight))
         else:
             ranks = (self.rank or 1,) * (2 if form.kind == "tucker" else 1)
-        ranks = tuple(map(min, ranks, full)) if full else ranks
+        ranks = form.clipped(ranks)
         sizes = form.sizes(ranks)
         if sum(sizes) >= form.whole:
             o, c, h, w = form.shape

@@ -63,6 +63,15 @@ class Form:
             return c * r, r * h * w, r * o
         return (c * h * r, r * o * w) if self.kind == "spatial" else (c * r, r * o)
 
+    def clipped(self, ranks: Ranks) -> Ranks:
+        """The same, but none above what the others leave to be of any use."""
+        if self.kind != "tucker":
+            return ranks
+        o, c, h, w = self.shape
+        a = min(ranks[0], o)
+        b = min(ranks[1], c, a * h * w)
+        return min(a, b * h * w), b
+
     def choices(self, weight: Floats, moment: Floats | None, step: int) -> list[Choice]:
         """All ranks that save parameters: multiples of ``step``, and of four below it. ``weight`` (outputs, rest)."""
         if self.kind == "tucker":
@@ -90,7 +99,7 @@ class Form:
         for a in counts(o, step):
             for b in counts(c, step):
                 sizes = self.sizes((a, b))
-                if sum(sizes) < self.whole:
+                if sum(sizes) < self.whole and self.clipped((a, b)) == (a, b):
                     found.append(Choice((a, b), sizes, float(min(1.0, outer[a] + inner[b]))))
         return found
 

@@ -173,6 +173,18 @@ def test_tucker_loses_no_more_than_expected() -> None:
     assert by_energy.loss <= 0.2
 
 
+def test_tucker_of_a_short_kernel_has_no_more_ranks_than_its_core_has_rows() -> None:
+    form = Form("tucker", (24, 48, 3, 1))
+    w = weight(24, 144)
+    choices = form.choices(w, None, 8)
+    assert {c.ranks for c in choices if c.ranks[0] <= 8} >= {(4, 8), (8, 24)}
+    for choice in choices:
+        assert choice.ranks[1] <= 3 * choice.ranks[0]
+        assert form.fit(w, choice.ranks, None)[0].shape == (24, choice.ranks[0])
+    assert form.clipped((4, 16)) == (4, 12)
+    assert form.clipped((24, 2)) == (6, 2)
+
+
 def test_canonical_products_are_tried() -> None:
     form = Form("cp", (16, 8, 3, 3))
     choices = form.choices(weight(16, 72), None, 8)

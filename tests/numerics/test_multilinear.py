@@ -98,6 +98,10 @@ def test_it_is_what_tensorly_finds() -> None:
     (core, (u, v)), _ = decomposition.partial_tucker(w, rank=[5, 4], modes=[0, 1], n_iter_max=100)
     theirs = error(w, np.einsum("oa,abij,cb->ocij", u, core, v))
     assert error(w, compose(TUCKER, tucker(w, (5, 4)))) == pytest.approx(theirs, rel=0.02)
+    train = decomposition.tensor_train(w.transpose(0, 3, 1, 2).reshape(36, 30), rank=[1, 9, 1])
+    flat = tensorly.tt_to_tensor(train).reshape(12, 3, 10, 3)
+    theirs = error(w, flat.transpose(0, 2, 3, 1))
+    assert error(w, compose(SPATIAL, spatial(w, 9))) == pytest.approx(theirs, rel=1e-6)
     parallel = decomposition.parafac(w.reshape(12, 10, 9), 8, n_iter_max=200, random_state=0)
     theirs = error(w, tensorly.cp_to_tensor(parallel).reshape(w.shape))
     assert error(w, compose(CP, cp(w, 8, sweeps=40))) <= 1.02 * theirs
