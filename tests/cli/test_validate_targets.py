@@ -43,7 +43,7 @@ def test_each_target_has_a_row(net: Path, run, avx2: str) -> None:
     report = net.parent / "r.json"
     done = run(
         "validate", net, net, "--target", "native,arm64-cortex-a53", "--require-target", avx2, "--report", report,
-        "--min-speedup", "0",
+        "--min-speedup", "0", "--samples", "8",
     )  # fmt: skip
     assert done.code == 0, done.err
     found = read(report)
@@ -67,14 +67,17 @@ def test_processors_that_are_left_out_are_named(net: Path, run) -> None:
     assert done.code == 0, done.err
     text = " ".join(done.out.split())
     assert "arm64-neoverse-v1: it is not set up on this machine; run 'onnxopt targets setup arm64'" in text
-    assert "not checked on" not in run("validate", net, net, "--min-speedup", "0", "--target", "native").out
+    assert (
+        "not checked on"
+        not in run("validate", net, net, "--min-speedup", "0", "--samples", "8", "--target", "native").out
+    )
 
 
 def test_a_failed_target_rejects(net: Path, run, avx2: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxopt.check.targets.grown", lambda *_: ["the error is large"])
     monkeypatch.setattr("onnxopt.check.targets.is_coarse", lambda _: True)
     report = net.parent / "r.json"
-    done = run("validate", net, net, "--target", avx2, "--min-speedup", "0", "--report", report)
+    done = run("validate", net, net, "--target", avx2, "--min-speedup", "0", "--samples", "8", "--report", report)
     assert done.code == 1
     assert read(report)["verdict"] == "rejected"
     assert "rejected: targets fails" in done.out
@@ -100,7 +103,7 @@ def test_a_required_device_that_is_gone_is_an_error(net: Path, run, monkeypatch:
         raise TargetError("the device does not answer")
 
     monkeypatch.setattr(Device, "run", gone)
-    arguments = ("--target", "native", "--min-speedup", "0", "--require-target", "ssh://pi@kitchen")
+    arguments = ("--target", "native", "--min-speedup", "0", "--samples", "8", "--require-target", "ssh://pi@kitchen")
     done = run("validate", net, net, *arguments)
     assert done.code == 4
     assert "'ssh://pi@kitchen' is required, but was not checked: the device does not answer" in " ".join(
@@ -133,7 +136,7 @@ def test_what_is_made_for_a_processor_is_judged_there(
         return [], []
 
     monkeypatch.setattr("onnxopt.check.targets.too_slow", spy)
-    done = run("optimize", net, "--passes", "fold-bn", "--target", avx2, "--report", report)
+    done = run("optimize", net, "--passes", "fold-bn", "--target", avx2, "--samples", "16", "--report", report)
     found = read(report)
     assert [t["target"] for t in found["targets"]] == [avx2]
     assert found["targets"][0]["status"] == ("failed" if done.code else "passed")
