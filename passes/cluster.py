@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
@@ -26,15 +26,26 @@ from onnxopt.graph.compressed import compressed_bytes
 from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.model import Model
+from onnxopt.graph.signature import Array
 from onnxopt.numerics.codebook import Form
 from onnxopt.pruning import channels, sharing
-from onnxopt.pruning.sharing import Kind, Shared
+from onnxopt.pruning.sharing import Kind
 
 _FEWEST, _LEVELS, _MOST = 2, 16, 256
 _ENDS = "first or last layer, and keep-ends leaves those alone"
 _INTEGERS = "its weights are integers already"
 _EXPANDED = "a runtime makes floats of the levels when it loads: a smaller file, the same memory and time"
 _NO_DATA = "cluster: made-up data does not tell what rounding does; each weight took the level nearest to it"
+
+
+class _Chosen(NamedTuple):
+    """A constant and what to store instead, who reads it, what it was, and errors of the outputs if they were seen."""
+
+    constant: Constant
+    coded: Coded
+    node: Node
+    before: Array
+    errors: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +100,18 @@ class Cluster(Pass):
                 found[constant] = nodes
         if not found:
             return PassResult(0, tuple(skips))
+        saved, table = sum(sharing.saved(*f, self._kind) for f in found.items()), codes.table_bytes(self._kind.levels)
+        if saved <= table:
+            why = (
+                f"it would save nothing: all layers together {saved} bytes, and the table that they share takes {table}"
+            )
+            return PassResult(0, (*skips, *(Skip(label(nodes[0]), why) for nodes in found.values())))
         file, packed = model.constant_bytes(), compressed_bytes(model)
-        coded, told = self._coded(model, found, context)
+        chosen = list(self._chosen(model, found, context))
+        coded = codes.few_tables({c.constant: c.coded for c in chosen}, self._kind.levels)
+        told = [
+            sharing.told(label(c.node), c.before, coded[c.constant], c.constant.name, c.errors) for c in chosen
+        ]
         codes.store(model, coded)
         size = compressed_bytes(model)
         figures: dict[str, Figure] = {
@@ -106,28 +127,23 @@ class Cluster(Pass):
         """Gives the weights of a copy the levels nearest to them: as many for the same layers."""
         return tried(replace(self, data=False), model, context, "no weight would share levels")
 
-    def _coded(
+    def _chosen(
         self, model: Model, found: dict[Constant, list[Node]], context: Context
-    ) -> tuple[dict[Constant, Coded], list[Shared]]:
-        """What to store instead of each weight, some of which are replaced on the way; and figures."""
+    ) -> Iterator[_Chosen]:
+        """What to store instead of each weight, some of which are replaced on the way."""
         use_data = self.data and not context.dataset.synthetic
         solved = [n[0] for c, n in found.items() if use_data and sharing.is_solvable(model, c, n)]
         order = {id(node): i for i, node in enumerate(model.graph.nodes)}
         solved.sort(key=lambda node: order[id(node)])
-        before = {id(nodes[0]): constant for constant, nodes in found.items()}
-        coded, told = {}, []
-        taken = {id(node) for node in solved}
+        before = {id(node): node.inputs[1] for node in solved}
         for constant, nodes in found.items():
-            if id(nodes[0]) not in taken or len(nodes) > 1:
-                coded[constant] = sharing.by_weights(constant, nodes, self._kind)
-                told.append(sharing.told(label(nodes[0]), constant.values, coded[constant], None))
+            if id(nodes[0]) not in before or len(nodes) > 1:
+                yield _Chosen(constant, sharing.by_weights(constant, nodes, self._kind), nodes[0], constant.values)
         if solved:
             original = model.clone()
             done = sharing.by_outputs(model, original, solved, self._kind, context, self.samples)
             for node, codes_, plain, error in done:
-                coded[node.inputs[1]] = codes_
-                told.append(sharing.told(label(node), before[id(node)].values, codes_, (plain, error)))
-        return coded, told
+                yield _Chosen(node.inputs[1], codes_, node, before[id(node)].values, (plain, error))
 
     def _candidates(self, model: Model) -> Iterator[tuple[Constant, list[Node], str]]:
         """Every weight, its readers, and why it stays as it is, if it does."""

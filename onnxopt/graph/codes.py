@@ -11,7 +11,7 @@ constants only: a runtime that folds constants does so once, when it loads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from onnxopt.graph.signature import Array
 OLDEST_OPSET = 7
 _MOST = 256
 _SLICE_INPUTS = 10
-# Bytes of a node in a file, with the names of what it reads and makes.
-_NODE_BYTES = 90
+# Bytes of a node and its small constants in a file, without names; and how often it names the weight, half times more.
+_NODE_BYTES, _NAMED = 85, 5.5
 # Names that some exporters write are longer than small weights are.
 _LONGEST_NAME = 24
 
@@ -52,11 +52,19 @@ class Coded:
         found = self.levels[self.codes] if self.book is None else self.levels[self.book, self.codes]
         return np.asarray(found if self.scale is None else found * self.scale)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes in a file, nodes included, without what all weights share."""
-        first = 0 if self.book is None else 4 * self.book.size + _NODE_BYTES
-        return -(-self.codes.size // per_byte(self.count)) + self._numbers + first + 6 * _NODE_BYTES
+    def nbytes(self, name: str) -> int:
+        """Bytes at most that it takes in a file, nodes included, without what all weights share."""
+        count = per_byte(self.count)
+        nodes = 2 + (self.scale is not None) + (self.book is not None)
+        nodes += 0 if count == 1 else 3 + 2 * (self.codes.size % count > 0)
+        each = _NODE_BYTES + _NAMED * len(_short(name))
+        first = 0 if self.book is None else 4 * self.book.size
+        return -(-self.codes.size // count) + self._numbers + first + round(nodes * each)
+
+    def of(self, levels: int) -> Coded:
+        """The same with so many levels, of which those beyond its own stand for no weight."""
+        more = [(0, 0)] * (self.levels.ndim - 1) + [(0, levels - self.count)]
+        return replace(self, levels=np.pad(self.levels, more, "edge"))
 
     @property
     def entropy_bytes(self) -> float:
@@ -79,6 +87,23 @@ def per_byte(levels: int) -> int:
     return count
 
 
+def table_bytes(levels: int) -> int:
+    """Bytes of the table of digits that all weights of so many levels share."""
+    count = per_byte(levels)
+    return levels**count * count if count > 1 else 0
+
+
+def few_tables(coded: Mapping[Constant, Coded], levels: int) -> dict[Constant, Coded]:
+    """Weights of fewer than ``levels`` as if they had so many, where a table for theirs takes more than it saves."""
+    found = {constant: codes.of(max(2, codes.count)) for constant, codes in coded.items()}
+    for count in {codes.count for codes in found.values()} - {levels}:
+        alike = {constant: codes.of(levels) for constant, codes in found.items() if codes.count == count}
+        saved = sum(codes.nbytes(c.name) - found[c].nbytes(c.name) for c, codes in alike.items())
+        if saved < table_bytes(count):
+            found |= alike
+    return found
+
+
 def store(model: Model, coded: Mapping[Constant, Coded]) -> None:
     """Let every node that reads one of these constants read what is made of its codes."""
     writer = _Writer(model)
@@ -95,8 +120,7 @@ class _Writer:
         self._digits: dict[int, Constant] = {}
 
     def expand(self, constant: Constant, coded: Coded) -> Tensor:
-        name, count = constant.name, per_byte(coded.count)
-        name = name if len(name) <= _LONGEST_NAME else "weight"
+        name, count = _short(constant.name), per_byte(coded.count)
         levels = self._model.constant(f"{name}.levels", coded.levels.reshape(-1))
         codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
         index = self._node("Cast", name, "index", [codes], np.int32, to=onnx.TensorProto.INT32)
@@ -138,6 +162,10 @@ class _Writer:
         made = Variable(self._model.fresh_name(f"{name}.{stem}"), np.dtype(dtype))
         self._model.graph.nodes.append(Node(op, self._model.fresh_name(f"{name}.{op}"), inputs, [made], attrs))
         return made
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else "weight"
 
 
 def _packed(coded: Coded, count: int) -> Array:

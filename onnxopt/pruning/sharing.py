@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
+from onnxopt.core.pass_ import label
 from onnxopt.core.seen import Seen
 from onnxopt.graph import layer as layers
 from onnxopt.graph import recurrent
@@ -29,6 +30,8 @@ from onnxopt.pruning.repair import Place, observed
 
 _FLOATS = (np.float16, np.float32, np.float64)
 _DAMPINGS = (1e-2, 1e-1)
+# Of a bias with its name, and of an Add behind a product.
+_BIAS_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,26 @@ def fault(model: Model, constant: Constant, nodes: Sequence[Node], kind: Kind) -
         return "it is the default of an input, which a feed may replace"
     if not np.isfinite(constant.values).all():
         return "its weights hold NaN or infinity"
+    if saved(constant, nodes, kind) <= 0:
+        size = constant.nbytes - saved(constant, nodes, kind)
+        return f"it would save nothing: {constant.nbytes} bytes now, {size} as codes"
+    return ""
+
+
+def saved(constant: Constant, nodes: Sequence[Node], kind: Kind) -> int:
+    """Bytes that a weight would take less, at least, without what all weights share; with data it gets a bias."""
     shape = _scaled(constant, nodes)
     books = len(codebook.parts(*_channels(constant, nodes, shape), kind.group))
     blank = Coded(
         np.zeros(constant.shape, np.uint8),
         np.zeros((books, kind.levels), constant.dtype),
-        np.zeros(shape if kind.per_channel else 0, constant.dtype),
+        np.zeros(shape, constant.dtype) if kind.per_channel else None,
         np.zeros(shape, np.int32) if books > 1 else None,
     )
-    if blank.nbytes >= constant.nbytes:
-        return f"it would save nothing: {constant.nbytes} bytes now, {blank.nbytes} as codes"
-    return ""
+    stems = [constant.name, *(f"{label(n)}.weight" for n in nodes)]
+    lone = nodes[0].op in layers.LAYERS and len(nodes[0].inputs) < 3
+    bias = _BIAS_BYTES + prod(shape) * constant.dtype.itemsize if lone else 0
+    return constant.nbytes - max(map(blank.nbytes, stems)) - bias
 
 
 def is_solvable(model: Model, constant: Constant, nodes: Sequence[Node]) -> bool:
@@ -224,11 +236,11 @@ def _axes(constant: Constant, node: Node) -> tuple[int, ...]:
     return (rank - 1,) if node.attrs.get("transA", 0) else (rank - 2,)
 
 
-def told(name: str, before: Array, coded: Coded, errors: tuple[float, float] | None) -> Shared:
-    """The figures of a weight."""
+def told(name: str, before: Array, coded: Coded, stem: str, errors: tuple[float, float] | None) -> Shared:
+    """The figures of a weight that is stored under a name that begins with ``stem``."""
     a, b = before.astype(np.float64), coded.values.astype(np.float64)
     power, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
     db = float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-30)))
-    sizes = (before.nbytes, coded.nbytes, round(coded.entropy_bytes))
+    sizes = (before.nbytes, coded.nbytes(stem), round(coded.entropy_bytes))
     books = coded.levels.size // coded.count
     return Shared(name, coded.count, books, sizes, round(db, 2), *(errors or ()))

@@ -105,7 +105,7 @@ def test_weights_in_bodies_are_made_outside(check_pass, parse) -> None:
 
 
 def test_old_operator_sets_are_taken(check_pass, parse) -> None:
-    text = "a (float[1,3,9,9] x) => (float[] y) <float[5,3,7,7] w> { y = Conv(x, w) }"
+    text = "a (float[1,3,9,9] x) => (float[] y) <float[40,3,7,7] w> { y = Conv(x, w) }"
     for opset in (7, 9, 11, 21):
         check_pass(Cluster(binary=True), parse(text, opset=opset), changed=1)
 
@@ -117,6 +117,8 @@ def test_what_is_left_alone_is_told(check_pass, parse) -> None:
     chain = parse(CHAIN)
     check_pass(Cluster(keep_ends=True), chain, changed=0, skipped=["first or last"] * 2)
     check_pass(Cluster(exclude="nobody"), chain, changed=2, skipped=["exclude names no node"])
+    lone = parse("a (float[1,25] x) => (float[] y) <float[25,25] w> { y = MatMul(x, w) }")
+    check_pass(Cluster(binary=True), lone, changed=0, skipped=["all layers together 981 bytes"])
     broken = parse(CHAIN, w=np.nan)
     check_pass(Cluster(), broken, changed=1, skipped=["its weights hold NaN or infinity"])
 
@@ -169,7 +171,8 @@ def test_channels_may_have_levels_of_their_own(check_pass, parse, text, weights,
     grown = grouped.result.figures["weight_bytes"][1] - whole.result.figures["weight_bytes"][1]
     channels = {4: 96, 3: 70, 2: 40, 5: 130, 1: 0}[books]
     assert grown == (books - 1) * 4 * 4 + 4 * channels
-    assert bytes_of(grouped) == bytes_of(whole) + grown + (90 if books > 1 else 0)
+    node = bytes_of(grouped) - bytes_of(whole) - grown
+    assert 80 < node < 200 if books > 1 else node == 0
 
 
 def test_levels_of_their_own_in_recurrent_layers_and_tables(check_pass, parse) -> None:

@@ -31,7 +31,7 @@ def test_scales_lie_along_the_outputs(build, nodes, weights, x, scales) -> None:
     coded = sharing.by_weights(constant, readers, Kind(16))
     assert (() if coded.scale is None else coded.scale.shape) == scales
     assert coded.codes.shape == tuple(constant.shape)
-    told = sharing.told("it", constant.values, coded, None)
+    told = sharing.told("it", constant.values, coded, "w", None)
     assert told.weight_db > 17
     assert told.bytes[0] == constant.nbytes > told.bytes[1] > told.bytes[2]
     one = sharing.by_weights(constant, readers, Kind(16, per_channel=False))
