@@ -168,7 +168,13 @@ def _pairs(place: Place, beside: str, now: Stream, then: Stream, share: float) -
     targets = then.read([place.target, *more], share)
     for (x, *got), wanted in zip(reached, targets, strict=True):
         y, *added = (np.compress(place.outputs, place.write(t), axis) for t in wanted)
-        yield place.read(x), y + added[0] - place.write(got[0]) if more else y
+        yield place.read(x), _sum(y, added[0], place.write(got[0])) if more else y
+
+
+def _sum(y: Array, added: Array, got: Array) -> Array:
+    """What was added goes on top, what is added now goes off; in float32 at least."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(y.astype(np.promote_types(y.dtype, np.float32), copy=False) + added - got)
 
 
 def _rows(

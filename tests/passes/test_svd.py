@@ -77,6 +77,20 @@ def test_types_stay(check_pass, parse, kind, worst):
     assert check_pass(svd(ratio=0.2), before, changed=1).deviation() < worst
 
 
+def test_float16_is_too_coarse_for_what_is_added_to_large_numbers(check_pass, parse):
+    before = parse(
+        """g (float16[N,80] x, float16[N,96] u) => (float16[] z) <float16[80,96] w> {
+            y = MatMul (x, w)
+            z = Add (y, u)
+        }""",
+        w=low_rank(80, 96, 8) / 100,
+    )
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.standard_normal((300, 80)), "u": 4096 * rng.standard_normal((300, 96))}
+    found = check_pass(svd(ratio=0.2), before, changed=1, feed={k: v.astype(np.float16) for k, v in feed.items()})
+    assert found.result.figures["layers"]["y"]["relative_error"] < 0.01
+
+
 @pytest.mark.parametrize(
     ("options", "rank"),
     [
