@@ -32,7 +32,7 @@ _NAME = "tensor(float16)"
 _BOUNDS = {"Clip": (1, 2), "Min": (0, 1), "Max": (0, 1), "Where": (1, 2), "Pad": (2,)}
 # Inputs that ONNX would allow and that place samples, too coarse in float16.
 _EXACT = {"Resize": (1, 2), "GridSample": (1,), "RoiAlign": (1,)}
-_CRASH = "ONNX Runtime crashes when it loads a float16 Transpose of more than the last two axes before a MatMul"
+_CRASH = "ONNX Runtime crashes when it loads a float16 Transpose of the first axis to one of the last before a MatMul"
 _SEQUENCES = ("Sequence", "SplitToSequence", "ConcatFromSequence", "Optional")
 INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger")
 
@@ -142,10 +142,12 @@ def _free(
 
 
 def _crashes(node: Node) -> bool:
-    """ONNX Runtime 1.31 joins a Transpose to the MatMul behind it, and cannot handle what it gets in float16."""
+    """ONNX Runtime 1.31 joins a Transpose that moves the first axis to one of the last two to the MatMul behind it, and
+    on x86 reads a shape that it need not know."""
     perm = list(node.attrs.get("perm", ()))
-    last = [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]
-    return perm != last and any(n.op == "MatMul" for n in node.outputs[0].outputs)
+    rest = sorted(set(perm) - {0})
+    joined = len(perm) > 2 and perm in ([*rest, 0], [*rest[:-1], 0, rest[-1]])
+    return joined and any(n.op == "MatMul" for n in node.outputs[0].outputs)
 
 
 def _cast(node: Node, known: Mapping[str, np.dtype[Any]]) -> Slots:

@@ -53,6 +53,9 @@ def node(op: str, inputs: list[str], outputs: list[str], **attrs) -> Node:
         (node("Cast", ["f"], ["i"], to=7), 17, Slots()),
         (node("LayerNormalization", ["f", "g"], ["h", "k"]), 17, Slots((0, 1), (0,))),
         (node("Range", ["f", "g", "h"], ["k"]), 17, Slots(why="ONNX has no float16 Range in operator set 17")),
+        (node("Transpose", ["f"], ["m"], perm=[1, 2, 0, 3]), 17, Slots(why=half._CRASH)),
+        (node("Transpose", ["f"], ["m"], perm=[1, 2, 3, 0]), 17, Slots(why=half._CRASH)),
+        (node("Transpose", ["f"], ["m"], perm=[0, 2, 1, 3]), 17, Slots((0,), (0,))),
         (node("Nothing", ["f"], ["h"]), 17, Slots(why="nothing is known of Nothing in operator set 17")),
         (node("RoiAlign", ["f", "g", "i"], ["h"]), 16, Slots(why=PLACES)),
         (node("GridSample", ["f", "g"], ["h"]), 16, Slots((0,), (0,))),
@@ -60,7 +63,8 @@ def node(op: str, inputs: list[str], outputs: list[str], **attrs) -> Node:
     ],
 )  # fmt: skip
 def test_slots_follow_the_rules_of_each_operator(made, opset, found) -> None:
-    known = dict.fromkeys("fghk", F32) | {"i": I64, "j": I64}
+    known = dict.fromkeys("fghkm", F32) | {"i": I64, "j": I64}
+    made.outputs[0].outputs += [node("MatMul", [], [])] if made.outputs[0].name == "m" else []
     assert slots(made, opset, known) == found
 
 
