@@ -1,9 +1,11 @@
 """How the command line ends when something is wrong that is not the user's doing."""
 
 import errno
+import sys
 
 import pytest
 
+from onnxopt.__main__ import main as program
 from onnxopt.cli import optimize as module
 
 
@@ -32,3 +34,17 @@ def test_every_end_is_one_line(error: BaseException, code: int, message: str, ne
     monkeypatch.setattr(module, "Output", fail)
     done = run("optimize", net, "--passes", "clean")
     assert (done.code, done.out, done.err.strip()) == (code, "", message)
+
+
+def test_an_interrupt_while_it_is_loaded(monkeypatch, capsys) -> None:
+    class Interrupted:
+        @staticmethod
+        def find_spec(*_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "onnxopt.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted])
+    with pytest.raises(SystemExit) as end:
+        program()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "error: interrupted: nothing was written\n")
