@@ -17,7 +17,7 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.quality import Comparison, Quality
 from onnxopt.core.reasons import tried
-from onnxopt.errors import ModelError
+from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
 from onnxopt.quantization.half import INTEGERS
 from onnxopt.quantization.half_graph import convert, draft, few_bytes, rounding, store_weights
@@ -62,6 +62,12 @@ class Fp16(Pass):
             raise ValueError(f"samples must be at least 1, not {self.samples}")
 
     def run(self, model: Model, context: Context) -> PassResult:
+        try:
+            return self._run(model, context)
+        except ExecutionError as error:
+            return PassResult(0, (Skip("model", f"what it becomes cannot be run: {error}"),))
+
+    def _run(self, model: Model, context: Context) -> PassResult:
         if why := "" if self.weights else _refusal(model, context.target, self.anyway):
             return PassResult(0, (Skip("model", why),))
         candidate = model.clone()

@@ -33,6 +33,14 @@ _BOUNDS = {"Clip": (1, 2), "Min": (0, 1), "Max": (0, 1), "Where": (1, 2), "Pad":
 # Inputs that ONNX would allow and that place samples, too coarse in float16.
 _EXACT = {"Resize": (1, 2), "GridSample": (1,), "RoiAlign": (1,)}
 _CRASH = "ONNX Runtime crashes when it loads a float16 Transpose of the first axis to one of the last before a MatMul"
+_FAILS = "ONNX Runtime fails when it runs it in float16"
+# By operator, and whether it reduces what it writes twice.
+_UNABLE = {
+    ("BitCast", False): "it reads the bits of its numbers",
+    ("MeanVarianceNormalization", False): _FAILS,
+    ("ScatterElements", True): _FAILS,
+    ("ScatterND", True): _FAILS,
+}
 _SEQUENCES = ("Sequence", "SplitToSequence", "ConcatFromSequence", "Optional")
 INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger")
 
@@ -110,6 +118,8 @@ def slots(node: Node, opset: int, known: Mapping[str, np.dtype[Any]]) -> Slots:
         return _cast(node, known)
     if node.op == "Transpose" and _crashes(node):
         return Slots(why=_CRASH)
+    if why := _UNABLE.get((node.op, node.attrs.get("reduction", "none") != "none"), ""):
+        return Slots(why=why)
     if node.op.startswith(_SEQUENCES):
         return Slots(why="it handles sequences")
     if "dtype" in node.attrs or node.op == "EyeLike":

@@ -146,6 +146,13 @@ def test_sequences_types_by_attribute_and_other_domains_stay(check_pass, parse) 
     assert sqnr(outcome) > 45
 
 
+def test_what_cannot_be_run_is_given_up(check_pass, parse, monkeypatch) -> None:
+    monkeypatch.setattr("onnxopt.quantization.half._UNABLE", {})
+    text = """a (float[4,4] x) => (float[4,4] y) <int64[1,4] i, float[1,4] u> {
+        r = Relu(x) m = ScatterElements<reduction="min">(r, i, u) y = Abs(m) }"""
+    check_pass(WHOLE, parse(text, opset=18, i=0), changed=0, skipped=["what it becomes cannot be run: ONNX Runtime"])
+
+
 def test_models_with_integers_are_refused(check_pass, parse) -> None:
     text = "a (float[1,64] x) => (float[] y) <int8[64,32] w, float s> { d = DequantizeLinear(w, s) y = MatMul(x, d) }"
     check_pass(WHOLE, parse(text, s=0.01), changed=0, skipped=["it holds integers ('d')"])
