@@ -49,7 +49,8 @@ def _result(f: Finding, rule: int, uri: str) -> dict[str, Any]:
     physical = {"artifactLocation": {"uri": uri, "index": 0}, "region": {"startLine": 1}}
     location: dict[str, Any] = {"physicalLocation": physical}
     if f.places:
-        location["logicalLocations"] = [{"name": place, "kind": "member"} for place in f.places]
+        # Each once, as the format demands: nodes may have one name, or none.
+        location["logicalLocations"] = [{"name": place, "kind": "member"} for place in dict.fromkeys(f.places)]
     same = hashlib.sha256("\0".join((f.check, *f.places, f.why if not f.places else "")).encode()).hexdigest()
     return {
         "ruleId": f.check,

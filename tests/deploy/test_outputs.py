@@ -118,6 +118,12 @@ def test_sarif() -> None:
     assert notice["message"] == {"text": "no limit is given. Give [memory] max."}
 
 
+def test_sarif_names_a_place_once() -> None:
+    twice = Finding("size", "failed", "too large", places=("Abs", "Abs", "Neg"))
+    (result,) = json.loads(sarif(report(twice), RULES))["runs"][0]["results"]
+    assert [place["name"] for place in result["locations"][0]["logicalLocations"]] == ["Abs", "Neg"]
+
+
 def test_sarif_names_a_file_elsewhere_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
