@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from onnxopt.runtime.islands import Rules
 
 
-@click.command(epilog="Exit codes: 0 good, 1 less than --min-integer, 2 wrong usage or bad input.")
+@click.command(
+    short_help="Show what runs in integers, what in floats, and why.",
+    epilog="Exit codes: 0 good, 1 less than --min-integer, 2 wrong usage or bad input.",
+)
 @click.argument("model", type=FILE)
 @click.option(
     "--rules",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Exit codes: 0 nothing failed, 1 a check failed, 2 wrong usage or policy, 4 a required target is missing."
+    short_help="Check models before they ship.",
+    epilog="Exit codes: 0 nothing failed, 1 a check failed, 2 wrong usage or policy, 4 a required target is missing.",
 )
 @click.argument("models", metavar="MODEL...", type=FILE, nargs=-1, required=True)
 @click.option("--policy", "policy_file", type=FILE, metavar="FILE.toml", help="What the model must hold to.")
@@ -65,7 +66,7 @@ def check(
     verbose: bool,
     log_file: Path | None,
 ) -> int:
-    """Check each MODEL, made by any tool, before it ships. Options go before what the policy says.
+    """Check each MODEL, made by any tool, before it ships. Options override the policy.
 
     \b
     onnxopt check model.onnx

@@ -14,7 +14,10 @@ from onnxopt.cli.output import Output
 _SAMPLES = 16
 
 
-@click.command(epilog="Exit codes: 0 the same graph and weights, 1 they differ, 2 wrong usage or bad input.")
+@click.command(
+    short_help="Show how two models differ.",
+    epilog="Exit codes: 0 the same graph and weights, 1 they differ, 2 wrong usage or bad input.",
+)
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @data_options

@@ -11,7 +11,7 @@ from onnxopt.cli.output import Output
 from onnxopt.runtime.target import Target
 
 
-@click.command()
+@click.command(short_help="Show what a model is made of, and what passes could do.")
 @click.argument("model", type=FILE)
 @click.option("--coupling", is_flag=True, help="Show which channels go together, and what holds others; try no pass.")
 @click.option("--advise", is_flag=True, help="Try every lossy pass on every layer, and show what pays.")

@@ -11,9 +11,14 @@ from onnxopt.cli.output import Output
 from onnxopt.runtime.target import Target
 
 
-@click.command(epilog="Exit codes: 0 saved, 1 a gate failed and nothing was saved, 2 wrong usage or bad input.")
+@click.command(
+    short_help="Apply passes to a model, and save what holds.",
+    epilog="Exit codes: 0 saved, 1 a gate failed and nothing was saved, 2 wrong usage or bad input.",
+)
 @click.argument("model", type=FILE)
-@click.option("--passes", "-p", "spec", metavar="SPEC", help="Such as prune:ratio=0.3,quant:calibration=percentile.")
+@click.option(
+    "--passes", "-p", "spec", metavar="SPEC", help="Such as prune:ratio=0.3,quant (onnxopt passes lists them)."
+)
 @click.option("--recipe", type=FILE, metavar="FILE.toml", help="Passes from a file instead.")
 @click.option("--output", "-o", type=FILE, help="Where to save.  [default: MODEL.opt.onnx beside the input]")
 @click.option("--in-place", is_flag=True, help="Replace the input.")

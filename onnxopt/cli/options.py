@@ -176,7 +176,7 @@ def target_options(command: F) -> F:
             type=TargetList(),
             multiple=True,
             metavar="LIST",
-            help="Run it there, such as x86,arm64 or ssh://pi@kitchen (onnxopt targets lists them).  [default: "
+            help="Run it there, such as x86,arm64 or ssh://pi@kitchen (onnxopt targets list shows them).  [default: "
             "native, x86-64-avx2, x86-64-avx512, arm64, as far as they can be run here]",
         ),
     ):
@@ -189,7 +189,7 @@ def output_options(command: F) -> F:
     for option in (
         click.option("--allow-external-root", type=FILE, metavar="DIR", help="Where external data may lie as well."),
         click.option("--log-file", type=FILE, help="Write progress and result there too."),
-        click.option("--verbose", "-v", is_flag=True, help="Every skip with its reason."),
+        click.option("--verbose", "-v", is_flag=True, help="Shorten nothing: every row, every skip with its reason."),
         click.option("--quiet", "-q", is_flag=True, help="No output but errors; the exit code tells."),
         click.option(
             "--report",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(short_help="List the passes and their options.")
 @click.argument("names", nargs=-1)
 def passes(names: tuple[str, ...]) -> None:
     """List the passes, or only NAMES, with every option, its type, its default and what it means.

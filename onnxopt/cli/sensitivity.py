@@ -10,7 +10,9 @@ from onnxopt.cli.options import FILE, data_options, run_options
 from onnxopt.cli.output import Output
 
 
-@click.command(epilog="Exit codes: 0 good, 2 wrong usage or bad input.")
+@click.command(
+    short_help="Show which layers lose most by integers.", epilog="Exit codes: 0 good, 2 wrong usage or bad input."
+)
 @click.argument("model", type=FILE)
 @click.option("--test-data", metavar="SOURCE", help="Feeds to judge on.  [default: a quarter of --data, held back]")
 @data_options

@@ -10,7 +10,7 @@ from onnxopt.cli.options import FILE
 from onnxopt.cli.targets_setup import setup
 
 
-@click.group()
+@click.group(short_help="Show and set up the processors that models are validated on.")
 def targets() -> None:
     """The processors that a model can be validated on from this machine.
 
@@ -23,7 +23,7 @@ def targets() -> None:
 targets.add_command(setup)
 
 
-@targets.command("list")
+@targets.command("list", short_help="List every target, and whether it can run here.")
 @click.option("--report", type=FILE, metavar="FILE", help="Write the list as JSON.")
 def list_(report: Path | None) -> None:
     """List every target: whether it can run here, and how; if not, why not and what to do.

@@ -12,7 +12,10 @@ from onnxopt.errors import TargetError
 from onnxopt.targets.spec import Wanted
 
 
-@click.command(epilog="Exit codes: 0 every gate holds, 1 one fails, 2 wrong usage or bad input, 4 no required target.")
+@click.command(
+    short_help="Compare two models: answers, speed, size.",
+    epilog="Exit codes: 0 every gate holds, 1 one fails, 2 wrong usage or bad input, 4 a required target is missing.",
+)
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
 @data_options
