@@ -16,6 +16,8 @@ from onnxopt.report.report import OutputQuality
 
 # Elements compared at once, so that large outputs need little memory beside them.
 _CHUNK = 2**20
+# An output that stays below holds little but what float32 rounds beside scores up to 1: a detector that finds nothing.
+_FAINT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class _Output:
         self.name = name
         self.compared = False
         self._names_things = False
-        self._signal = self._noise = self._energy = self._product = self._largest = 0.0
+        self._signal = self._noise = self._energy = self._product = self._largest = self._peak = 0.0
         self._elements = self._equal = self._lost = self._undefined = 0
         self._batches = self._other_shape = self._no_tensor = 0
 
@@ -128,6 +130,7 @@ class _Output:
             self._lost += int(np.count_nonzero(finite & ~both))
             a, b = a[both], b[both]
         error = a - b
+        self._peak = max(self._peak, float(np.abs(a).max(initial=0.0)))
         self._signal += float(a @ a)
         self._noise += float(error @ error)
         self._energy += float(b @ b)
@@ -156,6 +159,11 @@ class _Output:
             yield (
                 f"'{self.name}' has another shape than the original's in {self._other_shape} of {self._batches} "
                 "batches: counted as wrong"
+            )
+        if self._noise and self._peak < _FAINT:
+            yield (
+                f"these samples hardly raise '{self.name}', {self._peak:.1g} at most in the original: "
+                "its signal to noise says little"
             )
 
 

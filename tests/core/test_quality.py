@@ -35,6 +35,16 @@ def test_figures_by_hand() -> None:
     assert found.notes == ()
 
 
+@pytest.mark.parametrize(("largest", "faint"), [(2e-7, True), (2e-6, False)])
+def test_an_output_that_no_sample_raises_is_noted(largest: float, faint: bool) -> None:
+    scores = np.array([0, largest, largest / 2], np.float32)
+    found = compare(scores, scores * np.float32(1.5))
+    said = "these samples hardly raise 'y', 2e-07 at most in the original: its signal to noise says little"
+    assert found.sqnr_db == pytest.approx(20 * math.log10(2), abs=1e-4)
+    assert found.notes == ((said,) if faint else ())
+    assert compare(scores, scores).notes == ()
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 50))
 def test_chunks_and_batches_do_not_matter(sizes: list[int], chunk: int) -> None:
