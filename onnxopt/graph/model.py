@@ -23,6 +23,9 @@ _SKELETON_ELEMENTS = 1024
 # Protobuf's limit on a message, less room for all but the weights.
 EMBED_LIMIT_BYTES = 2**31 - 2**24
 _COLLECT_BYTES = 2**28
+# Since then Resize has attributes for where it samples; ONNX's converter leaves out what older ones did.
+_RESIZE_OPSET = 11
+_OLD_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
 class Model:
@@ -231,6 +234,10 @@ class Model:
         whole = protos.without(header)
         whole.graph.CopyFrom(converted.graph)
         fresh = Model.from_proto(whole, {k: (c._values, c.origin) for k, c in weights.items()}, self.path, self.mapped)
+        if before < _RESIZE_OPSET <= opset:
+            for node in fresh.nodes():
+                if node.op == "Resize":
+                    node.attrs |= _OLD_RESIZE
         self.adopt(fresh)
         return True
 

@@ -213,3 +213,15 @@ def test_an_upgrade_keeps_looser_shapes_of_outputs() -> None:
     kept = boundary(model)
     assert model.upgrade(13)
     assert faults(model, kept) == []
+
+
+@pytest.mark.parametrize(("op", "opset"), [("Upsample", 9), ("Resize", 10)])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_upgrading_keeps_where_an_old_resize_samples(op: str, opset: int, mode: str) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]>\na (float[1,1,4,4] x) => (float[1,1,P,Q] y)'
+    weights = "<float[4] s = {1.0, 1.0, 1.5, 2.0}>"
+    model = Model.from_proto(onnx.parser.parse_model(f'{text} {weights} {{ y = {op}<mode="{mode}">(x, s) }}'))
+    feed = {"x": np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)}
+    expected = Session(model).run(feed)["y"]
+    model.upgrade(14)
+    np.testing.assert_allclose(Session(model).run(feed)["y"], expected, rtol=1e-6)
