@@ -160,17 +160,17 @@ class QuantWeights(Pass):
             found = fitted[id(site.node)]
             told: dict[str, Any] = {"error": found.error, "nearest_error": found.nearest, "rounding": found.rounding}
             layers |= self._write(model, [site], forms, found.coded, context.target, told)
-        rounding: weight_only.Rounding = "nearest" if self.rounding == "nearest" else "half-quadratic"
         for group in context.track(groups, self.name):
             first = group[0]
             if why := weight_only.unfit(first):
                 left |= {label(s.node): why for s in group}
                 continue
-            coded, error = weight_only.encode(
-                group[0], *self._table_format(group[0], forms[id(group[0].node)]), rounding
-            )
+            rounding = "nearest" if self.rounding == "nearest" else weight_only.without_data(group)
+            form = self._table_format(first, forms[id(first.node)])
+            coded, error = weight_only.encode(first, *form, rounding)
             model.release()
-            layers |= self._write(model, group, forms, coded, context.target, {"weight_error": error})
+            told = {"weight_error": error, "rounding": rounding}
+            layers |= self._write(model, group, forms, coded, context.target, told)
         return layers
 
     def _alike(self, sites: Sequence[Site], forms: dict[int, Form]) -> list[list[Site]]:

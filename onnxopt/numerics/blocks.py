@@ -91,7 +91,7 @@ class Blocks:
     def _longest(self) -> int:
         return int(self.counts.max(initial=0))
 
-    def cells(self, values: Single) -> Single:
+    def cells(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(rows, columns) to (longest block, rows x blocks): every block a column, filled up with zeros."""
         if not self._size:
             whole = np.zeros((len(values), self.count * self._longest), values.dtype)

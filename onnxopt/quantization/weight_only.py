@@ -16,12 +16,14 @@ from onnxopt.graph.decoding import already
 from onnxopt.graph.ir import Constant, Graph, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
+from onnxopt.graph.signs import never_negative
+from onnxopt.numerics.balancing import balanced
 from onnxopt.numerics.blocks import Blocks, Coded, Format, Grid, full_range, half_quadratic, nearest, squared_error
 from onnxopt.quantization.dynamic_eligible import is_turned, stored
 from onnxopt.runtime.audit import INTEGER_KERNELS
 
 Kind = Literal["product", "conv", "table"]
-Rounding = Literal["nearest", "half-quadratic"]
+Rounding = Literal["nearest", "half-quadratic", "balanced"]
 
 # Fewer weights than this are not worth scales and another node.
 SMALL = 1024
@@ -130,9 +132,17 @@ def encode(site: Site, form: Format, block: int, rounding: Rounding) -> tuple[Co
 
 
 def _coded(weight: Array, blocks: Blocks, form: Format, rounding: Rounding) -> Coded:
-    if rounding == "nearest":
-        return nearest(weight, full_range(weight, blocks, form), blocks, form)
-    return half_quadratic(weight, blocks, form)
+    if rounding == "half-quadratic":
+        return half_quadratic(weight, blocks, form)
+    if rounding == "balanced":
+        return balanced(weight, blocks, form)
+    return nearest(weight, full_range(weight, blocks, form), blocks, form)
+
+
+def without_data(sites: Sequence[Site]) -> Rounding:
+    """How to round what these sites share: behind a Relu and its like so that errors cancel, else block by block."""
+    summed = all(s.kind != "table" and never_negative(s.node.inputs[0]) for s in sites)
+    return "balanced" if summed else "half-quadratic"
 
 
 def _pieces(rows: int, columns: int) -> Iterator[slice]:
@@ -151,7 +161,7 @@ def _is_candidate(node: Node) -> bool:
         return bool(already(table)) or (is_constant(table) and table.dtype.kind == "f" and len(table.shape) > 1)
     if node.op in ("MatMul", "Gemm"):
         return any(is_constant(stored(t)) or already(t) for t in node.inputs[:2])
-    return node.op == "Conv"
+    return bool(node.op == "Conv")
 
 
 def _site(node: Node, graph: Graph) -> Site:

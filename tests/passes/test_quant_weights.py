@@ -239,7 +239,7 @@ def test_what_was_quantized_before_is_said(quantize):
     assert list(left.values()) == ["its weights are integers already"]
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "half-quadratic"])
+@pytest.mark.parametrize("rounding", ["nearest", "half-quadratic", "balanced"])
 def test_rounding_takes_little_memory_beside_its_result(parse, rounding):
     model = Model.from_proto(parse("g (float[N,1024] x) => (y) <float[1024,2048] w> { y = MatMul (x, w) }"))
     (site,), _ = find(model, {})
@@ -303,6 +303,23 @@ def test_data_gains():
     layers = [layer for layer in report.passes[-1].figures["layers"] if "error" in layer]
     assert layers
     assert all(layer["error"] <= layer["nearest_error"] for layer in layers)
+
+
+def test_without_data_errors_cancel_behind_a_relu(parse):
+    text = """g (float[N,96] x) => (float[] z) <float[96,96] w, float[96,96] v> {
+        y = MatMul (x, w) r = Relu (y) z = MatMul (r, v) }"""
+    original = Model.from_proto(parse(text))
+    expected = Session(original).run({"x": normal(64, 96)})["z"]
+    context = Context(original, open_dataset(None, original.inputs, samples=2))
+    found = {}
+    for rounding in ("nearest", "auto"):
+        model = original.clone()
+        result = QuantWeights(rounding=rounding).run(model, context)
+        ways = tuple(layer["rounding"] for layer in result.figures["layers"])
+        found[ways] = sqnr(expected, Session(model).run({"x": normal(64, 96)})["z"])
+    assert list(found) == [("nearest", "nearest"), ("half-quadratic", "balanced")]
+    plain, better = found.values()
+    assert better > plain + 0.5
 
 
 @pytest.mark.parametrize("block", [0, 32])
