@@ -73,7 +73,7 @@ def optimize(
     onnxopt optimize model.onnx --passes quant --data calib.npz
     onnxopt optimize model.onnx --passes prune:ratio=0.3,quant --data photos/ --preprocess imagenet
     onnxopt optimize model.onnx --passes quant --data calib.npz --dry-run
-    onnxopt optimize model.onnx --recipe edge.toml --max-drop 1% --min-speedup 1.5 -o edge.onnx
+    onnxopt optimize model.onnx --recipe recipe.toml --max-drop 1% --min-speedup 1.5 -o edge.onnx
     """
     from onnxopt.check.gates import Gates
     from onnxopt.core.spec import parse, read_recipe
