@@ -109,9 +109,7 @@ class Cluster(Pass):
         file, packed = model.constant_bytes(), compressed_bytes(model)
         chosen = list(self._chosen(model, found, context))
         coded = codes.few_tables({c.constant: c.coded for c in chosen}, self._kind.levels)
-        told = [
-            sharing.told(label(c.node), c.before, coded[c.constant], c.constant.name, c.errors) for c in chosen
-        ]
+        told = [sharing.told(label(c.node), c.before, coded[c.constant], c.constant.name, c.errors) for c in chosen]
         codes.store(model, coded)
         size = compressed_bytes(model)
         figures: dict[str, Figure] = {
@@ -127,9 +125,7 @@ class Cluster(Pass):
         """Gives the weights of a copy the levels nearest to them: as many for the same layers."""
         return tried(replace(self, data=False), model, context, "no weight would share levels")
 
-    def _chosen(
-        self, model: Model, found: dict[Constant, list[Node]], context: Context
-    ) -> Iterator[_Chosen]:
+    def _chosen(self, model: Model, found: dict[Constant, list[Node]], context: Context) -> Iterator[_Chosen]:
         """What to store instead of each weight, some of which are replaced on the way."""
         use_data = self.data and not context.dataset.synthetic
         solved = [n[0] for c, n in found.items() if use_data and sharing.is_solvable(model, c, n)]
