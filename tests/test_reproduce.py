@@ -15,6 +15,13 @@ from onnxopt.reproduce import command
 from onnxopt.runtime.target import find_target
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little time for the clock: how fast things are is not what these tests are about."""
+    monkeypatch.setattr("onnxopt.check.validate._ROUND_S", 0.1)
+    monkeypatch.setattr("onnxopt.check.clock._ROUND_S", 0.1)
+
+
 def test_only_what_was_said() -> None:
     assert command("validate", "a.onnx", "b.onnx", data=DataOptions(), gates=Gates(), run=RunOptions()) == (
         "onnxopt validate a.onnx b.onnx"
