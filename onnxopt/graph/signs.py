@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from onnxopt.graph.ir import Tensor, is_constant
 
 _NEVER = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs", "Exp", "Sqrt")
@@ -30,7 +34,7 @@ def never_negative(tensor: Tensor) -> bool:
     return True
 
 
-def _least(attrs: dict[str, object], inputs: list[Tensor]) -> float:
+def _least(attrs: dict[str, Any], inputs: list[Tensor]) -> float:
     """Where a Clip begins."""
-    bound = attrs.get("min") if len(inputs) < 2 else inputs[1].values if is_constant(inputs[1]) else None
-    return float("-inf") if bound is None else float(bound)  # type: ignore[arg-type]  # an attribute of any type
+    given = attrs.get("min") if len(inputs) < 2 else inputs[1].values if is_constant(inputs[1]) else None
+    return float("-inf") if given is None or not np.size(given) else float(np.min(given))

@@ -16,6 +16,7 @@ from onnxopt.graph.signs import never_negative
         ("a = Relu (x) b = Add (a, a) y = Flatten (b)", True),
         ("y = Clip (x, zero)", True),
         ("y = Clip (x, less)", False),
+        ("y = Clip (x, one)", True),
         ("y = Clip (x, , zero)", False),
         ("y = Tanh (x)", False),
         ("y = Identity (x)", False),
@@ -23,7 +24,7 @@ from onnxopt.graph.signs import never_negative
 )
 def test_operators(nodes: str, known: bool) -> None:
     header = '<ir_version: 8, opset_import: ["" : 17]> g (float[1,2,8] x) => (y)'
-    text = f"{header} <float zero = {{0}}, float less = {{-1}}> {{ {nodes} }}"
+    text = f"{header} <float zero = {{0}}, float less = {{-1}}, float[1] one = {{0}}> {{ {nodes} }}"
     model = Model.from_proto(onnx.parser.parse_model(text))
     assert never_negative(model.graph.outputs[0]) is known
 
