@@ -113,7 +113,8 @@ def observed(
     shapes = context.shapes(original)
     batches = feeds(context, samples, modest_batch(context, shapes))
     now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
-    few = context.dataset.count < 5
+    few = min(samples, context.dataset.count) < 5
+    batch = 1 if context.dataset.batching.whole else next((len(v) for v in batches[0].values() if v.ndim), 1)
     for i, place in enumerate(context.track(places, doing)):
         name = place.source
         share = min(now.rest(name), then.rest(name))
@@ -122,7 +123,7 @@ def observed(
             beside = ""
         pairs = _pairs(place, beside, now, then, share)
         limit = max(1, round(place.enough / (share * len(batches))))
-        yield place, _rows(place.layer, pairs, limit, few, context.rng())
+        yield place, _rows(place.layer, pairs, limit, batch, few, context.rng())
 
 
 def _behind(model: Model, places: Sequence[Place], names: Collection[str]) -> list[Place]:
@@ -178,18 +179,20 @@ def _sum(y: Array, added: Array, got: Array) -> Array:
 
 
 def _rows(
-    layer: Node, pairs: Iterator[tuple[Array, Array]], limit: int, few: bool, rng: np.random.Generator
+    layer: Node, pairs: Iterator[tuple[Array, Array]], limit: int, batch: int, few: bool, rng: np.random.Generator
 ) -> Iterator[Rows]:
     """At most ``limit`` rows of inputs and targets of each batch, and which to hold back: those of every fifth sample.
 
-    With ``few`` samples it is every fifth row.
+    ``batch`` is how many samples the first holds, whose rows lie one behind the other, as behind a Reshape that makes
+    one axis of samples and tokens. With ``few`` samples it is every fifth row.
     """
-    sample = 0
+    sample = stride = 0
     for x, y in pairs:
         rows, targets = unrolled.Rows(layer, x), unrolled.targets(layer, y)
         at = sample_positions(rows.count, limit, rng)
-        of = np.arange(len(at)) if few else sample + at * len(x) // rows.count
-        sample += len(x)
+        stride = stride or max(1, rows.count // (len(x) if rows.count % batch else batch))
+        of = np.arange(len(at)) if few else sample + at // stride
+        sample += rows.count // stride
         into, out = rows.at(at).astype(np.float64), targets[at].astype(np.float64)
         fit = np.isfinite(into).all(axis=1) & np.isfinite(out).all(axis=1)
         yield into[fit], out[fit], (of % 5 == 4)[fit]

@@ -16,7 +16,7 @@ from onnxopt.graph.cutting import Cut
 from onnxopt.graph.model import Model
 from onnxopt.numerics.tolerance import deviation
 from onnxopt.pruning import channels
-from onnxopt.pruning.repair import Place, Repaired, repair
+from onnxopt.pruning.repair import Place, Repaired, observed, repair
 from onnxopt.runtime.session import Session
 
 Zoo = dict[str, Callable[[], onnx.ModelProto]]
@@ -127,6 +127,21 @@ def test_few_samples(samples: int, zoo: Zoo) -> None:
     found, before, after = cut_and_repair(zoo["plain"](), half, samples=samples)
     assert len(found) == 3
     assert after < 1.5 * before
+
+
+@pytest.mark.parametrize("samples", [3, 15])
+def test_whole_samples_are_held_back_where_tokens_are_rows(samples: int, net: Any) -> None:
+    n = net()
+    rows = n.op("Reshape", "x", n.constant(np.array([-1, 32]), np.int64))
+    model = Model.from_proto(n.model(n.op("MatMul", rows, n.constant(n.rng.standard_normal((32, 8))))))
+    (layer,) = (node for node in model.nodes() if node.op == "MatMul")
+    context = Context(model.clone(), open_dataset(None, model.inputs, samples=20), batch=4)
+    place = Place(layer, np.ones(8, np.bool_), True)
+    ((_, batches),) = observed(model, model.clone(), [place], context, samples, "look")
+    held = np.concatenate([h for _, _, h in batches]).reshape(samples, -1)
+    assert held.shape[1] == 6
+    by_sample = np.arange(samples) % 5 == 4
+    assert (held == by_sample[:, None]).all() if samples >= 5 else held.mean() == pytest.approx(0.2, abs=0.05)
 
 
 def test_batches_that_the_graph_fixes(net: Any) -> None:
