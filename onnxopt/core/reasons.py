@@ -42,7 +42,7 @@ _CODES = (
     ("constant", r"inputs are constant"),
     ("padding", r"it pads with|count what it pads"),
     ("refused", r"ONNX Runtime|^left float as a whole"),
-    ("answers", r"answers' sake|of the energy"),
+    ("answers", r"answers' sake|of the energy|lose its bits"),
 )
 # Of what a cheap run tells, what the whole one will tell too.
 _FIGURES = ("weight_bytes", "zstd_bytes")

@@ -145,7 +145,7 @@ def test_validate_says_what_is_executed(net: Path, quantized: Path, run) -> None
     report = net.parent / "r.json"
     done = run("validate", *HERE, net, quantized, "--min-speedup", "0", "--min-sqnr", "1", "--report", report)
     assert done.code == 0, done.err
-    assert "1 products float" in " ".join(done.out.split())
+    assert "1 product float" in " ".join(done.out.split())
     entry = json.loads(report.read_text())["validation"][0]
     assert entry["islands"] == 1
     assert entry["integer_share"] == pytest.approx(0.985, abs=1e-3)

@@ -34,6 +34,7 @@ from onnxopt.core.reasons import code
         ("ONNX Runtime leaves it float: no fusion", "refused"),
         ("slower in integers: 1 ms", "slower"),
         ("left float for the answers' sake: 3 dB", "answers"),
+        ("on one scale an input would lose its bits: ranges differ 300 times", "answers"),
         ("its weights are stored as codes already: fold-constants:decode makes floats of them", "stored"),
         ("not repaired: it is an LSTM", "not-repaired"),
         ("its weights are integers already", "quantized"),

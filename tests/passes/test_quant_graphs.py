@@ -157,7 +157,7 @@ WEIGHTS = {
     "Identity": ("k = Identity (w) y = MatMul (x, k)", WIDE, 1),
     "Transpose": ("k = Transpose <perm=[1,0]> (w) y = MatMul (x, k)", WIDE, 1),
     "Reshape": ("k = Reshape (w, s) y = MatMul (x, k)", "float[65536] w, int64[2] s = {256,256}", 1),
-    "Cast": ("k = Cast <to=1> (w) y = MatMul (x, k)", "float16[256,256] w", 1),
+    "Cast": ("k = Cast <to=1> (w) y = MatMul (x, k)", "double[256,256] w", 1),
     "Constant": (
         "w = Constant <value = float {0.5}> () k = Expand (w, s) y = MatMul (x, k)",
         "int64[2] s = {256,256}",
