@@ -23,6 +23,7 @@ _SKELETON_ELEMENTS = 1024
 # Protobuf's limit on a message, less room for all but the weights.
 EMBED_LIMIT_BYTES = 2**31 - 2**24
 _COLLECT_BYTES = 2**28
+_LONGEST_STEM = 80
 # Since then Resize has attributes for where it samples; ONNX's converter leaves out what older ones did.
 _RESIZE_OPSET = 11
 _OLD_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -171,7 +172,12 @@ class Model:
         return next((o.version for o in self.header.opset_import if o.domain in wanted), 0)
 
     def fresh_name(self, stem: str) -> str:
-        """A tensor or node name that nothing in the model has yet: the stem itself, or the stem and a number."""
+        """A tensor or node name that nothing in the model has yet: the stem itself, or the stem and a number.
+
+        Long stems lose their middle: some converters join the names of all they fused, and would outweigh the weights.
+        """
+        if len(stem) > _LONGEST_STEM:
+            stem = f"{stem[: _LONGEST_STEM // 2 - 1]}..{stem[1 - _LONGEST_STEM // 2 :]}"
         name, n = stem, self._numbers.get(stem, 0)
         while name in self._names:
             n += 1

@@ -29,6 +29,11 @@ W = np.arange(4, dtype=np.float32)
 def test_fresh_names_are_never_given_twice() -> None:
     model = parse(CHAIN, w=W)
     assert [model.fresh_name("a"), model.fresh_name("a"), model.fresh_name("new")] == ["a_1", "a_2", "new"]
+    long = "x" * 500
+    names = [model.fresh_name(f"first/{long}/last"), model.fresh_name(f"first/{long}y/last")]
+    assert [len(n) for n in names] == [80, 80]
+    assert all(n.startswith("first/xx") and n.endswith("/last") for n in names)
+    assert model.fresh_name(f"first/{long}/last") == f"{names[0]}_1"
 
 
 def test_tidy_drops_what_has_no_effect() -> None:
