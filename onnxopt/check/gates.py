@@ -25,7 +25,7 @@ MIN_SPEEDUP = 1.0
 # Two files that run in the very same kernels differ by up to 0.5 %: where their weights happen to lie.
 _SPEED_RESOLUTION = 0.01
 # A median below this is slower, however far the machine scatters the rest.
-_SLOW = 0.8
+SLOW = 0.8
 # So many labelled samples can tell one point: of fewer, a single answer decides.
 _ENOUGH_LABELS = 300
 # Growth that the default allows: shapes made explicit, and the remarks on where the model came from.
@@ -128,7 +128,7 @@ def fast_enough(gates: Gates, speedup: float, speedup_high: float) -> bool:
     """The default fails what is slower for certain, in every round, with the whole confidence interval, by more than
     timing can tell; and what mostly is by a fifth. Only where it will run."""
     if gates.min_speedup is None:
-        return speedup >= _SLOW and speedup_high >= MIN_SPEEDUP - _SPEED_RESOLUTION
+        return speedup >= SLOW and speedup_high >= MIN_SPEEDUP - _SPEED_RESOLUTION
     return speedup >= gates.min_speedup
 
 

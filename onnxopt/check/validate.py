@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxopt.check.audit import look
+from onnxopt.check.gates import MIN_SPEEDUP, SLOW
 from onnxopt.check.quality import Comparison, Quality
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph import io
@@ -111,12 +112,17 @@ def _quality(original: Session, other: Session, dataset: Dataset, track: Track) 
 
 def _timed(paths: tuple[Path, Path], feed: Feed, threads: int, track: Track) -> Timing:
     """Both models in turn, in rounds that load them anew: where memory happens to lie moves a round by some percent."""
-    rounds = []
-    for _ in track(range(_ROUNDS), "time both models"):
-        original, other = (Session(path, threads=threads) for path in paths)
-        rounds.append(interleave(original, other, feed, budget_s=_ROUND_S, min_pairs=_MIN_PAIRS))
-        del original, other  # or the next two would lie in memory beside them
-    return Timing.over(rounds)
+    rounds: list[Timing] = []
+    for doing in ("time both models", "time both models again"):
+        for _ in track(range(_ROUNDS), doing):
+            original, other = (Session(path, threads=threads) for path in paths)
+            rounds.append(interleave(original, other, feed, budget_s=_ROUND_S, min_pairs=_MIN_PAIRS))
+            del original, other  # or the next two would lie in memory beside them
+        timing = Timing.over(rounds)
+        if timing.speedup >= SLOW or timing.speedup_high < MIN_SPEEDUP:
+            break
+        # It is slower, or the machine had other work: look again.
+    return timing
 
 
 def _memory(
