@@ -156,7 +156,7 @@ def _range(statistics: Statistics, method: Method, levels: int) -> Range:
 
 
 def _notes(names: Sequence[str], statistics: Mapping[str, Statistics], limit: int) -> Iterator[str]:
-    sampled = 0
+    sampled = False
     for name in names:
         s = statistics.get(name)
         if s is None:
@@ -167,9 +167,9 @@ def _notes(names: Sequence[str], statistics: Mapping[str, Statistics], limit: in
                 yield f"{name}: {count} of {s.count} values are {kind}, left out"
         if s.exact is None:
             yield f"{name}: {'no values at all' if s.count == 0 else 'no finite value'}, so it has no range"
-        sampled += s.histogram is not None and s.histogram.sampled
+        sampled |= s.histogram is not None and s.histogram.sampled
     if sampled:
         yield (
-            f"histograms of {sampled} large tensors count about {limit} evenly spread values of each sample; "
+            f"histograms of large tensors count about {limit} evenly spread values of each sample; "
             "minimum and maximum are of all values"
         )

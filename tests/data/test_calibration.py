@@ -92,7 +92,7 @@ def test_large_tensors_are_sampled_and_said_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(calibration, "_VALUES_A_SAMPLE", range(1, 16))
     found = calibrate(Net(), of(rows()), TENSORS, "percentile")
     assert found.notes == (
-        "histograms of 2 large tensors count about 16 evenly spread values of each sample; "
+        "histograms of large tensors count about 16 evenly spread values of each sample; "
         "minimum and maximum are of all values",
     )
     assert found.statistics["x"].exact == calibrate(Net(), of(rows()), TENSORS).statistics["x"].exact
