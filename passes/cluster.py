@@ -131,7 +131,7 @@ class Cluster(Pass):
         solved = [n[0] for c, n in found.items() if use_data and sharing.is_solvable(model, c, n)]
         order = {id(node): i for i, node in enumerate(model.graph.nodes)}
         solved.sort(key=lambda node: order[id(node)])
-        before = {id(node): node.inputs[1] for node in solved}
+        before = {id(node): (node.inputs[1], node.attrs.get("alpha", 1.0)) for node in solved}
         for constant, nodes in found.items():
             if id(nodes[0]) not in before or len(nodes) > 1:
                 yield _Chosen(constant, sharing.by_weights(constant, nodes, self._kind), nodes[0], constant.values)
@@ -139,7 +139,8 @@ class Cluster(Pass):
             original = model.clone()
             done = sharing.by_outputs(model, original, solved, self._kind, context, self.samples)
             for node, codes_, plain, error in done:
-                yield _Chosen(node.inputs[1], codes_, node, before[id(node)].values, (plain, error))
+                weight, alpha = before[id(node)]  # what is solved for has alpha in it
+                yield _Chosen(node.inputs[1], codes_, node, weight.values * alpha, (plain, error))
 
     def _candidates(self, model: Model) -> Iterator[tuple[Constant, list[Node], str]]:
         """Every weight, its readers, and why it stays as it is, if it does."""

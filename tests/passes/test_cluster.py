@@ -143,6 +143,14 @@ def test_compressed_it_is_smaller_still(check_pass, parse) -> None:
     assert "floats of the levels when it loads" in figures["notes"][0]
 
 
+@pytest.mark.parametrize("data", [True, False])
+def test_errors_of_weights_are_told_whatever_they_are_multiplied_by(check_pass, parse, data) -> None:
+    model = parse("a (float[8,64] x) => (float[] y) <float[64,40] w> { y = Gemm<alpha=2.0>(x, w) }")
+    (layer,) = check_pass(Cluster(data=data), model, changed=1).result.figures["layers"]
+    assert layer["weight_db"] == pytest.approx(20, abs=2)
+    assert (layer["error"] is not None) == data
+
+
 def bytes_of(outcome) -> int:
     return outcome.result.figures["layers"][0]["bytes"][1]
 
