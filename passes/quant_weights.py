@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
-from onnxopt.graph.layer import layout
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Coded, Format
 from onnxopt.pruning.repair import Place, observed
@@ -193,10 +190,8 @@ class QuantWeights(Pass):
 
     def _with_data(self, model: Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[int, Fitted]]:
         """By the ``id`` of the node, in the order of the graph; each layer makes good for those before it."""
-        places = [Place(s.node, np.ones(layout(s.node).outputs, np.bool_), True) for s in sites]
+        places = [Place.whole(s.node) for s in sites]
         by_layer = {id(s.node): s for s in sites}
-        if not places:
-            return
         for place, rows in observed(model, model.clone(), places, context, self.samples, self.name):
             site = by_layer[id(place.layer)]
             weight, bias = unrolled.read(place.layer)

@@ -2,7 +2,7 @@
 
     y = W x, W (n, k)  ->  y = L (R x), L (n, r), R (r, k)        r (n + k) parameters and products instead of n k
 
-With data, what is lost least is not of the weights but of what the layer makes (``factoring.factor``). A layer is left
+With data, what is lost least is not of the weights but of what the layer makes (``factoring.fit``). A layer is left
 whole where parameters, multiplications or the time on this machine would not fall.
 """
 
@@ -15,10 +15,10 @@ from onnxopt.core.context import Context
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reasons import coded, mostly, refused
-from onnxopt.factoring import factor
+from onnxopt.factoring import fit, plan
 from onnxopt.factoring.choose import Rule
-from onnxopt.factoring.factor import Plan, Settings
 from onnxopt.factoring.forms import Conv
+from onnxopt.factoring.plan import Plan, Settings
 from onnxopt.factoring.site import Site, find
 from onnxopt.graph.model import Model
 from onnxopt.pruning import budget
@@ -83,16 +83,16 @@ class Svd(Pass):
         return Rule(ratio=self.ratio) if self.ratio is not None else Rule(energy=self.energy or _ENERGY)
 
     def run(self, model: Model, context: Context) -> PassResult:
-        aware = self.aware and not context.dataset.synthetic
-        settings = Settings(self._rule(), self.conv, aware, self.timed, self.samples)
+        samples = self._samples(context)
+        settings = Settings(self._rule(), self.conv, self.timed, samples)
         skips: list[Skip] = []
         sites = self._sites(model, skips)
-        made = factor.plan(model, sites, settings, context)
+        made = plan.plan(model, sites, settings, context)
         original = model.clone()
-        layers = dict(factor.apply(model, made, settings, context))
+        layers = dict(fit.apply(model, made, settings, context))
         figures: dict[str, Figure] = {"layers": layers, **_totals(layers)}
-        if aware and self.repair and layers:
-            repaired = factor.make_good(model, original, context, self.samples)
+        if samples and self.repair and layers:
+            repaired = fit.make_good(model, original, context, samples)
             figures["repaired"] = [asdict(r) for r in repaired]
         if made.budget is not None:
             figures |= _reached(made, told=context.target == NATIVE or not self.latency)
@@ -105,14 +105,17 @@ class Svd(Pass):
             return None
         skips: list[Skip] = []
         sites = self._sites(model, skips)
-        aware = self.aware and not context.dataset.synthetic
-        settings = Settings(self._rule(), self.conv, aware, False, min(self.samples, _FEW))
-        made = factor.plan(model, sites, settings, context)
+        settings = Settings(self._rule(), self.conv, False, min(self._samples(context), _FEW))
+        made = plan.plan(model, sites, settings, context)
         skips += made.skips
         if not made.layers:
             return refused(f"no layer would be factored{mostly(skips)}", skips)
         chosen = [(p.form.whole, p.choice.parameters) for p in made.layers]
         return Preflight(len(chosen), coded(skips), {"parameters": list(map(sum, zip(*chosen, strict=True)))})
+
+    def _samples(self, context: Context) -> int:
+        """How many samples to fit with: none that are made up."""
+        return self.samples if self.aware and not context.dataset.synthetic else 0
 
     def _sites(self, model: Model, skips: list[Skip]) -> list[Site]:
         found = find(model, skips, tables=self.embeddings)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
 from onnxopt.core.pass_ import label
+from onnxopt.core.seen import Rows, gather
 from onnxopt.core.stream import Stream, feeds, modest_batch
 from onnxopt.graph.ir import Node, is_constant, reads
 from onnxopt.graph.layer import Floats, layout
@@ -26,8 +27,6 @@ from onnxopt.numerics.least_squares import Affine, Moments, fit
 from onnxopt.numerics.patches import sample_positions
 
 Mask = npt.NDArray[np.bool_]
-# Inputs (n, inputs of all groups x kernel), targets (n, channels), and which are held back (n,).
-Rows = tuple[Floats, Floats, Mask]
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # The most that an output is stretched by.
 _STRETCH = 2.0
@@ -44,6 +43,11 @@ class Place:
     outputs: Mask
     shortened: bool
     made: str = ""
+
+    @classmethod
+    def whole(cls, layer: Node) -> Place:
+        """A layer with all of its outputs, to be solved for whatever reaches it."""
+        return cls(layer, np.ones(layout(layer).outputs, np.bool_), True)
 
     @property
     def target(self) -> str:
@@ -110,6 +114,8 @@ def observed(
     model: Model, original: Model, places: Sequence[Place], context: Context, samples: int, doing: str
 ) -> Iterator[tuple[Place, Iterator[Rows]]]:
     """Each place in turn, which may be changed then, and rows of what reaches it and what it shall make of them."""
+    if not places:
+        return
     shapes = context.shapes(original)
     batches = feeds(context, samples, modest_batch(context, shapes))
     now, then = (Stream(m, batches, shapes, context.threads) for m in (model, original))
@@ -209,18 +215,10 @@ def _solve(
     behind = carried.setdefault(id(place.layer), np.zeros(len(place.outputs)))
     already = behind[place.outputs].reshape(bias.shape)
     bias += already
-    groups, outputs, inputs = weight.shape
-    train, held = ([Moments.empty(inputs, outputs) for _ in range(groups)] for _ in range(2))
-    power = 0.0
-    for x, t, is_held in batches:
-        power += float(np.square(t[is_held]).sum())
-        x, t = x.reshape(-1, groups, inputs), t.reshape(-1, groups, outputs)
-        for g in range(groups):
-            missing = t[:, g] - x[:, g] @ weight[g].T - bias[g]
-            train[g].add(x[~is_held, g], missing[~is_held])
-            held[g].add(x[is_held, g], missing[is_held])
+    train, held = gather(weight, bias, batches)
+    power = max(1e-30, sum(m.error(Affine(-w, -b)) for m, w, b in zip(held, weight, bias, strict=True)))
     before, after, best = 0.0, 0.0, 0.0
-    for g in range(groups):
+    for g in range(len(weight)):
         change, ridge = fit(train[g], held[g], _RIDGES)
         unchanged = changed = float(held[g].power.sum())
         if held[g].error(change) < unchanged:
@@ -233,7 +231,6 @@ def _solve(
         unrolled.write(model, place.layer, weight, bias - already)
         if place.layer.op == "MatMul":
             behind[place.outputs] = bias.reshape(-1)
-    power = max(power, 1e-30)
     return Repaired(label(place.layer), before / power, after / power, best, train[0].count + held[0].count)
 
 

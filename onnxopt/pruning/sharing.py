@@ -21,7 +21,7 @@ from onnxopt.graph import layer as layers
 from onnxopt.graph import recurrent
 from onnxopt.graph.codes import Coded
 from onnxopt.graph.ir import Constant, Node, is_constant
-from onnxopt.graph.layer import Floats, layout
+from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics import codebook
@@ -146,7 +146,7 @@ def by_outputs(
     model: Model, original: Model, chosen: Sequence[Node], kind: Kind, context: Context, samples: int
 ) -> Iterator[tuple[Node, Coded, float, float]]:
     """Layers of a model in its order, each with its codes and its errors; their weights and biases are replaced."""
-    places = [Place(layer, np.ones(layout(layer).outputs, np.bool_), True) for layer in chosen]
+    places = [Place.whole(layer) for layer in chosen]
     for place, rows in observed(model, original, places, context, samples, "cluster"):
         layer = place.layer
         weight, bias = unrolled.read(layer)
@@ -170,7 +170,7 @@ def _tried(seen: Seen, kind: Kind) -> Iterator[Shelf]:
     plain = codebook.shelf(near, groups, outputs, kind.group)
     yield plain
     yield plain
-    if not seen.counts[0]:
+    if not seen.tells:
         return
     for damping in _DAMPINGS:
         gram = seen.damped(damping)

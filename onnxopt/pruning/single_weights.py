@@ -76,7 +76,7 @@ def thin(
 ) -> Iterator[Thinned]:
     """Zero weights of these layers of a model, which are in its order; of the original they have the names."""
     goes = {id(layer): quota for layer, quota in layers}
-    places = [Place(layer, np.ones(layout(layer).outputs, np.bool_), True) for layer, _ in layers]
+    places = [Place.whole(layer) for layer, _ in layers]
     for place, rows in observed(model, original, places, context, samples, "sparsify"):
         layer = place.layer
         weight, bias = unrolled.read(layer)
@@ -93,7 +93,7 @@ def _candidates(layer: Node, seen: Seen, goes: int | Runs, criterion: Criterion)
     small = _smallest(layer, np.abs(seen.weight), goes)
     yield np.where(small, 0.0, seen.weight), seen.bias
     yield seen.with_bias(np.where(small, 0.0, seen.weight))
-    if criterion == "magnitude":
+    if criterion == "magnitude" or not seen.tells:
         return
     order, gram = _order(layer), seen.damped(_CHOICE)
     wanted, mask = seen.wanted(gram), np.empty(small.shape, np.bool_)

@@ -52,7 +52,7 @@ def _candidates(seen: Seen, blocks: Blocks, form: Format) -> Iterator[tuple[str,
     flat = seen.weight.reshape(-1, seen.weight.shape[2])
     yield "nearest", nearest(flat, full_range(flat, blocks, form), blocks, form)
     yield "half-quadratic", half_quadratic(flat, blocks, form)
-    for damping in _DAMPINGS:
+    for damping in _DAMPINGS if seen.tells else ():
         gram = seen.damped(damping)
         wanted = seen.wanted(gram)
         parts = [_rounded(w, g, blocks, form) for w, g in zip(wanted, gram, strict=True)]

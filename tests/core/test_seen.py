@@ -20,7 +20,7 @@ def seen(has_bias: bool, groups: int = 2, outputs: int = 3, inputs: int = 4) -> 
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_the_layer_that_made_the_targets_is_found(has_bias):
     found, right, shift = seen(has_bias)
-    assert found.counts == (400, 100)
+    assert found.tells
     weight = found.wanted(found.gram)
     assert np.allclose(weight, right)
     assert np.allclose(found.with_bias(weight)[1], shift)
@@ -32,3 +32,34 @@ def test_the_layer_that_made_the_targets_is_found(has_bias):
 def test_a_layer_without_bias_gets_none():
     found, right, _ = seen(has_bias=False)
     assert not found.with_bias(right + 1)[1].any()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_errors_are_measured_about_the_mean_where_a_bias_makes_good_for_that(has_bias):
+    rng = np.random.default_rng(1)
+    x, held = rng.standard_normal((500, 4)) + 1, np.arange(500) % 5 == 4
+    right, wrong = rng.standard_normal((2, 1, 3, 4))
+    t = x @ right[0].T + 10
+    found = Seen(right, np.full((1, 3), 10.0), has_bias, [(x, t, held)])
+    lost = np.square(x[held] @ (wrong - right)[0].T).sum()
+    about = t[held].mean(axis=0) if has_bias else 0.0
+    assert found.error(wrong, found.bias) == pytest.approx(lost / np.square(t[held] - about).sum())
+
+
+def test_nothing_is_solved_that_nothing_was_held_back_to_judge():
+    rng = np.random.default_rng(2)
+    x, right = rng.standard_normal((3, 4)), rng.standard_normal((1, 2, 4))
+    t = x @ right[0].T + 1
+    found = Seen(right, np.zeros((1, 2)), True, [(x, t, np.zeros(3, np.bool_))])
+    assert not found.tells
+    assert not found.with_bias(right)[1].any()
+    assert found.error(right, found.bias) == pytest.approx(6 / np.square(t).sum())
+
+
+def test_inputs_that_do_not_vary_tell_nothing_beside_a_bias():
+    x, held = np.ones((10, 4)), np.arange(10) % 5 == 4
+    rows = [(x, np.full((10, 2), 3.0), held)]
+    weight, bias = np.ones((1, 2, 4)), np.zeros((1, 2))
+    assert not Seen(weight, bias, True, rows).tells
+    assert Seen(weight, bias, False, rows).tells
+    assert Seen(weight, bias, True, rows).error(weight, bias) == pytest.approx(1 / 9)

@@ -182,7 +182,7 @@ def test_made_up_data_says_nothing(parse):
 
 
 def test_wide_layers_are_watched_a_few_at_a_time(check_pass, parse, monkeypatch):
-    monkeypatch.setattr("onnxopt.factoring.seen._BYTES", 8 * 80 * 80)
+    monkeypatch.setattr("onnxopt.factoring.moments._BYTES", 8 * 80 * 80)
     before = parse("""g (float[N,80] x) => (float[] z) <float[80,80] v, float[80,80] w> {
         y = MatMul (x, v)
         r = Relu (y)
