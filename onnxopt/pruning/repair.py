@@ -190,13 +190,15 @@ def _rows(
     """At most ``limit`` rows of inputs and targets of each batch, and which to hold back: those of every fifth sample.
 
     ``batch`` is how many samples the first holds, whose rows lie one behind the other, as behind a Reshape that makes
-    one axis of samples and tokens. With ``few`` samples it is every fifth row.
+    one axis of samples and tokens; a sample alone may have as many as it likes. With ``few`` samples it is every fifth
+    row.
     """
     sample = stride = 0
     for x, y in pairs:
         rows, targets = unrolled.Rows(layer, x), unrolled.targets(layer, y)
         at = sample_positions(rows.count, limit, rng)
-        stride = stride or max(1, rows.count // (len(x) if rows.count % batch else batch))
+        if batch == 1 or not stride:
+            stride = max(1, rows.count // (len(x) if rows.count % batch else batch))
         of = np.arange(len(at)) if few else sample + at // stride
         sample += rows.count // stride
         into, out = rows.at(at).astype(np.float64), targets[at].astype(np.float64)
