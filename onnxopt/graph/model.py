@@ -242,7 +242,7 @@ class Model:
         fresh = Model.from_proto(whole, {k: (c._values, c.origin) for k, c in weights.items()}, self.path, self.mapped)
         if before < _RESIZE_OPSET <= opset:
             for node in fresh.nodes():
-                if node.op == "Resize":
+                if node.op == "Resize" and node.is_standard:
                     node.attrs |= _OLD_RESIZE
         self.adopt(fresh)
         return True

@@ -230,3 +230,10 @@ def test_upgrading_keeps_where_an_old_resize_samples(op: str, opset: int, mode: 
     expected = Session(model).run(feed)["y"]
     model.upgrade(14)
     np.testing.assert_allclose(Session(model).run(feed)["y"], expected, rtol=1e-6)
+
+
+def test_upgrading_leaves_a_resize_of_another_domain_alone() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 10, "own" : 1]>\na (float[4] x) => (float[4] y)'
+    model = Model.from_proto(onnx.parser.parse_model(f"{text} {{ r = own.Resize(x) y = Relu(r) }}"))
+    model.upgrade(14)
+    assert [(n.op, n.attrs) for n in model.nodes()] == [("Resize", {}), ("Relu", {})]
