@@ -25,7 +25,7 @@ from onnxopt.graph.signature import Array
 OLDEST_OPSET = 7
 _MOST = 256
 _SLICE_INPUTS = 10
-# Bytes of a node and its small constants in a file, without names; and how often it names the weight, half times more.
+# Bytes of a node in a file with its small constants, without the weight's name, and how often they hold that name.
 _NODE_BYTES, _NAMED = 85, 5.5
 # Names that some exporters write are longer than small weights are.
 _LONGEST_NAME = 24
