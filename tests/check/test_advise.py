@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onnxopt.check import advise as module
+from onnxopt.check import form
 from onnxopt.check.advise import advise
 from onnxopt.core import spec
 from onnxopt.core.context import Context
@@ -166,7 +167,7 @@ def test_times_of_layers_add_up_to_what_was_timed_in_turns(
 ) -> None:
     """A machine that is a hundred times slower while the second form is profiled makes no layer slower."""
     only(Split)
-    measured, calls = module.profile, []
+    measured, calls = form.profile, []
 
     def profile(*given, **options):  # type: ignore[no-untyped-def]
         found = measured(*given, **options)
@@ -174,7 +175,7 @@ def test_times_of_layers_add_up_to_what_was_timed_in_turns(
         pace = 100 ** (len(calls) - 1)
         return replace(found, nodes={k: v * pace for k, v in found.nodes.items()}, total=found.total * pace)
 
-    monkeypatch.setattr(module, "profile", profile)
+    monkeypatch.setattr(form, "profile", profile)
     found = look(model, data)
     assert len(calls) == 2
     for offer in found.offers:
