@@ -13,7 +13,7 @@ from onnxopt.graph.model import Model
 FEW = 8
 # What a reason is called, by what its sentence says: the codes stay when the sentences are worded anew.
 _CODES = (
-    ("stored", r"weights are stored as"),
+    ("stored", r"weights (are )?stored as"),
     ("not-repaired", r"^not repaired|rounded to nearest: it"),
     ("channels", r"its channels stay"),
     ("quantized", r"(quantized|integers|of a layer) already|is quantized|it holds integers"),

@@ -36,6 +36,7 @@ from onnxopt.core.reasons import code
         ("left float for the answers' sake: 3 dB", "answers"),
         ("on one scale an input would lose its bits: ranges differ 300 times", "answers"),
         ("its weights are stored as codes already: fold-constants:decode makes floats of them", "stored"),
+        ("it has weights stored as float16 already: fold-constants:decode makes floats of them", "stored"),
         ("not repaired: it is an LSTM", "not-repaired"),
         ("its weights are integers already", "quantized"),
         ("it is one of the factors of a layer already", "quantized"),
