@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
+from onnxopt.core.observed import Place
 from onnxopt.core.pass_ import Figure, Pass, PassResult, Preflight, Skip, label, option
 from onnxopt.core.patterns import absent, excluded
 from onnxopt.core.reasons import coded, mostly, refused
@@ -34,7 +35,7 @@ from onnxopt.pruning.criteria import Criterion
 from onnxopt.pruning.depth import Branch
 from onnxopt.pruning.groups import Ties
 from onnxopt.pruning.plan import Plan, Planner, Settings, why_whole
-from onnxopt.pruning.repair import Place, Repaired, repair
+from onnxopt.pruning.repair import Repaired, repair
 from onnxopt.pruning.shortening import Dropped, shorten
 from onnxopt.spelling import nearest
 

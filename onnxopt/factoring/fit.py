@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
+from onnxopt.core.observed import Place, observed
 from onnxopt.core.pass_ import label
 from onnxopt.core.seen import Rows, Seen
 from onnxopt.errors import ExecutionError
@@ -26,7 +27,7 @@ from onnxopt.graph.ir import Node
 from onnxopt.graph.layer import LAYERS, Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
-from onnxopt.pruning.repair import Place, Repaired, observed, repair
+from onnxopt.pruning.repair import Repaired, repair
 
 _DAMPINGS = (1e-3, 1e-2, 1e-1)
 # What takes long to fit is fitted with one of them.

@@ -1,7 +1,7 @@
 """Let the weights of each layer share few levels, and choose which takes which for what the layer shall make.
 
 In the order of the graph every layer is given what reaches it from the layers already done, and shall make of it what
-it made in the original (``repair.observed``). Levels that merely lie nearest to the weights are the measure: a layer
+it made in the original (``core.observed``). Levels that merely lie nearest to the weights are the measure: a layer
 takes others only where what it makes is nearer on samples that were held back.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
+from onnxopt.core.observed import Place, observed
 from onnxopt.core.pass_ import label
 from onnxopt.core.seen import Seen
 from onnxopt.graph import layer as layers
@@ -26,7 +27,6 @@ from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics import codebook
 from onnxopt.numerics.codebook import Book, Form, Part, Shelf
-from onnxopt.pruning.repair import Place, observed
 
 _FLOATS = (np.float16, np.float32, np.float64)
 _DAMPINGS = (1e-2, 1e-1)

@@ -1,7 +1,7 @@
 """Set single weights of layers to zero, and solve what is left of each layer for what it made in the original.
 
 In the order of the graph every layer is given what reaches it from the layers already done, and shall make of it what
-it made in the original (``repair.observed``). The smallest weights merely zeroed are the measure: a layer takes other
+it made in the original (``core.observed``). The smallest weights merely zeroed are the measure: a layer takes other
 zeros and other weights only where they are nearer on samples that were held back.
 """
 
@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from onnxopt.core import unrolled
 from onnxopt.core.context import Context
+from onnxopt.core.observed import Place, observed
 from onnxopt.core.pass_ import label
 from onnxopt.core.seen import Seen
 from onnxopt.graph.ir import Node
 from onnxopt.graph.layer import Floats, layout
 from onnxopt.graph.model import Model
 from onnxopt.numerics.sparsity import Mask, Runs, by_splitting, by_surgery, settle, smallest
-from onnxopt.pruning.repair import Place, observed
 
 Criterion = Literal["splitting", "obs", "magnitude"]
 _CHOOSE: dict[Criterion, Callable[[Floats, Floats, int | Runs], Mask]] = {"splitting": by_splitting, "obs": by_surgery}

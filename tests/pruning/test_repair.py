@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,14 @@ import onnx
 import pytest
 
 from onnxopt.core.context import Context
+from onnxopt.core.observed import Place
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.coupling import Coupling
 from onnxopt.graph.cutting import Cut
 from onnxopt.graph.model import Model
 from onnxopt.numerics.tolerance import deviation
 from onnxopt.pruning import channels
-from onnxopt.pruning.repair import Place, Repaired, observed, repair
+from onnxopt.pruning.repair import Repaired, repair
 from onnxopt.runtime.session import Session
 
 Zoo = dict[str, Callable[[], onnx.ModelProto]]
@@ -128,37 +128,6 @@ def test_few_samples(samples: int, zoo: Zoo) -> None:
     found, before, after = cut_and_repair(zoo["plain"](), half, samples=samples)
     assert len(found) == 3
     assert after < 1.5 * before
-
-
-@pytest.mark.parametrize("samples", [3, 15])
-def test_whole_samples_are_held_back_where_tokens_are_rows(samples: int, net: Any) -> None:
-    n = net()
-    rows = n.op("Reshape", "x", n.constant(np.array([-1, 32]), np.int64))
-    model = Model.from_proto(n.model(n.op("MatMul", rows, n.constant(n.rng.standard_normal((32, 8))))))
-    (layer,) = (node for node in model.nodes() if node.op == "MatMul")
-    context = Context(model.clone(), open_dataset(None, model.inputs, samples=20), batch=4)
-    place = Place(layer, np.ones(8, np.bool_), True)
-    ((_, batches),) = observed(model, model.clone(), [place], context, samples, "look")
-    held = np.concatenate([h for _, _, h in batches]).reshape(samples, -1)
-    assert held.shape[1] == 6
-    by_sample = np.arange(samples) % 5 == 4
-    assert (held == by_sample[:, None]).all() if samples >= 5 else held.mean() == pytest.approx(0.2, abs=0.05)
-
-
-def test_samples_of_any_length_are_held_back_whole(tmp_path: Path) -> None:
-    header = '<ir_version: 8, opset_import: ["" : 17]>'
-    proto = onnx.parser.parse_model(f"{header} g (float[time,8] x) => (float[time,8] y) {{ y = MatMul(x, w) }}")
-    rng = np.random.default_rng(0)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), "w"))
-    lengths = [5, 20, 3, 40, 7, 12, 1, 9, 30, 6]
-    for i, length in enumerate(lengths):
-        np.save(tmp_path / f"{i}.npy", rng.standard_normal((length, 8)).astype(np.float32))
-    model = Model.from_proto(proto)
-    context = Context(model.clone(), open_dataset(tmp_path, model.inputs))
-    (layer,) = model.nodes()
-    ((_, batches),) = observed(model, model.clone(), [Place(layer, np.ones(8, np.bool_), True)], context, 10, "look")
-    held = [h.tolist() for _, _, h in batches]
-    assert held == [[i % 5 == 4] * length for i, length in enumerate(lengths)]
 
 
 def test_batches_that_the_graph_fixes(net: Any) -> None:
