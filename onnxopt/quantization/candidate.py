@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 
 from onnxopt.core.context import Context, Method
 from onnxopt.core.pass_ import Skip, label
-from onnxopt.data.calibration import Calibration
-from onnxopt.data.statistics import Statistics
 from onnxopt.graph import shapes
 from onnxopt.graph.model import Model
 from onnxopt.numerics.qparams import QParams
@@ -23,6 +21,7 @@ from onnxopt.quantization.bias_correction import Means, Read, measure
 from onnxopt.quantization.dynamic import quantize_layers
 from onnxopt.quantization.eligible import Reasons, Sizes, Specs, is_layer
 from onnxopt.quantization.input_grid import Aligned, align, restore
+from onnxopt.quantization.measured import Ranges
 from onnxopt.quantization.placement import Placement, Unit, place
 from onnxopt.quantization.plain_axes import name_all_axes
 from onnxopt.quantization.plain_layers import make_plain
@@ -36,8 +35,6 @@ from onnxopt.runtime.probe import saturates
 
 # Weights with a scale for each output channel.
 PER_CHANNEL_OPSET = 13
-# Products of scales of numbers beyond this could leave float32.
-_LARGEST = 2.0**90
 _DYNAMIC = "its scales are dynamic"
 
 
@@ -266,39 +263,3 @@ class Builder:
             found = measure(self.plain, self.context, self.sizes, unknown)
             self._known_means |= {keys[read]: means for read, means in found.items()}
         return {read: self._known_means[key] for read, key in keys.items()}
-
-
-class Ranges:
-    """Ranges of tensors, and reasons why tensors have none, by name; notes say what the report should know.
-
-    ``known`` are those that need no data.
-    """
-
-    def __init__(self, model: Model, context: Context, method: Method, known: Mapping[str, Range]) -> None:
-        self.found: dict[str, Range] = dict(known)
-        self.statistics: dict[str, Statistics] = {}
-        self.unfit: dict[str, str] = {}
-        self.notes: list[str] = []
-        self._model, self._context, self._method = model, context, method
-
-    def measure(self, tensors: Sequence[str]) -> None:
-        calibration = self._context.statistics(self._model, tensors, self._method)
-        self.notes += calibration.notes
-        for name in tensors:
-            if why := _unfit(name, calibration):
-                self.unfit[name] = why
-            else:
-                self.found[name] = calibration.ranges[name]
-                self.statistics[name] = calibration.statistics[name]
-
-
-def _unfit(name: str, calibration: Calibration) -> str:
-    """Why a tensor cannot be quantized; empty if it can."""
-    found = calibration.statistics.get(name)
-    if found is None or found.count == 0:
-        return "is never computed on the calibration data"
-    if found.nan_count or found.inf_count:
-        return "holds NaN or infinite values"
-    if max(-found.minimum, found.maximum) > _LARGEST:
-        return f"holds values as large as {max(-found.minimum, found.maximum):.1g}"
-    return "is zero on all of the calibration data" if found.minimum == found.maximum == 0 else ""
