@@ -126,7 +126,7 @@ def _speed(gates: Gates, v: Validation, elsewhere: bool) -> GateResult:
 
 def fast_enough(gates: Gates, speedup: float, speedup_high: float) -> bool:
     """The default fails what is slower for certain, in every round, with the whole confidence interval, by more than
-    timing can tell; and what mostly is by a fifth. Only where it will run."""
+    timing can tell; and what mostly is by a fifth."""
     if gates.min_speedup is None:
         return speedup >= SLOW and speedup_high >= MIN_SPEEDUP - _SPEED_RESOLUTION
     return speedup >= gates.min_speedup

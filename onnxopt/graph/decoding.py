@@ -14,8 +14,8 @@ from onnxopt.graph.ir import Node, Tensor, is_constant
 
 
 def is_decoding(node: Node) -> bool:
-    """Does it begin with a constant and make a wider type of it? Not of bools, which masks are. Rows that a Gather looks
-    up by indices as they are do not count: such indices are no smaller than floats."""
+    """Does it begin with a constant and make a wider type of it? Not of bools, which masks are. Rows that a Gather
+    looks up by indices as they are do not count: such indices are no smaller than floats."""
     if node.op != "Cast" or not node.is_standard or not is_constant(node.inputs[0]) or node.inputs[0].dtype == bool:
         return False
     made = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"]))
