@@ -8,6 +8,7 @@ from math import prod
 from onnxopt.core.quality import Comparison
 from onnxopt.data.dataset import Dataset
 from onnxopt.graph.model import Model
+from onnxopt.numerics.packing import packed
 from onnxopt.progress import Track, silent
 from onnxopt.report.difference import Numbers
 from onnxopt.report.report import OutputQuality
@@ -45,17 +46,7 @@ def shared_tensors(a: Model, b: Model, sizes: tuple[Sizes, Sizes]) -> list[str]:
 
 def parts_of(names: Sequence[str], sizes: Sizes) -> Iterator[list[str]]:
     """Tensors that together take little memory."""
-    part: list[str] = []
-    size = 0
-    for name in names:
-        need = 8 * prod(sizes[name])
-        if part and size + need > _MEMORY:
-            yield part
-            part, size = [], 0
-        part.append(name)
-        size += need
-    if part:
-        yield part
+    return packed(names, lambda name: 8 * prod(sizes[name]), _MEMORY)
 
 
 def _compared(

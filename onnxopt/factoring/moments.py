@@ -12,6 +12,7 @@ from onnxopt.core.stream import modest_batch
 from onnxopt.factoring.site import Site
 from onnxopt.graph.layer import Floats
 from onnxopt.graph.model import Model
+from onnxopt.numerics.packing import packed
 from onnxopt.numerics.patches import sample_positions
 
 # Second moments together stay in this much memory.
@@ -27,7 +28,7 @@ def gathered(
     can make good for that; of tables how often each row is looked up, (rows,). None where nothing can be told: in
     bodies, of the widest, without samples. ``level`` of the power is spread over all inputs: samples are few, and what
     they do not show may still come."""
-    for part in _rounds(sites):
+    for part in packed(sites, _needs, _BYTES):
         found = _moments(model, part, context, samples, level) if samples else {}
         for site in part:
             yield site, found.get(site)
@@ -41,19 +42,9 @@ def weighted(site: Site, moment: Floats | None) -> tuple[Floats, Floats | None]:
     return weight, moment
 
 
-def _rounds(sites: Sequence[Site]) -> Iterator[list[Site]]:
-    """As many layers at a time as there is room for the second moments of."""
-    part: list[Site] = []
-    room = _BYTES
-    for site in sites:
-        needs = 8 * site.width**2 if site.width <= unrolled.WIDEST and not site.is_table else 0
-        if part and needs > room:
-            yield part
-            part, room = [], _BYTES
-        part.append(site)
-        room -= needs
-    if part:
-        yield part
+def _needs(site: Site) -> int:
+    """Bytes of its second moments."""
+    return 8 * site.width**2 if site.width <= unrolled.WIDEST and not site.is_table else 0
 
 
 def _moments(model: Model, sites: Sequence[Site], context: Context, samples: int, level: float) -> dict[Site, Floats]:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from math import isfinite, prod
@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxopt.graph.ir import Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Feed
+from onnxopt.numerics.packing import packed
 from onnxopt.runtime.machine import machine
 from onnxopt.runtime.marks import marks
 from onnxopt.runtime.profile import LAYOUT, Recording, record
@@ -112,7 +113,7 @@ class LayerTimes:
     def measure(self, layers: Iterable[Layer]) -> None:
         """Time those that are not known yet, together, which is quicker and fairer than one by one."""
         missing = list({_key(layer): layer for layer in layers if _key(layer) not in self._known}.values())
-        for part in _parts(missing):
+        for part in packed(missing, _elements, _ELEMENTS, _TOGETHER):
             for layer, seconds in zip(part, _measured(part, self._threads), strict=True):
                 self._known[_key(layer)] = seconds
         if missing:
@@ -161,19 +162,8 @@ def _stored(path: Path | None) -> dict[str, dict[str, float]]:
     }
 
 
-def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """As many as may run together."""
-    part: list[Layer] = []
-    elements = 0
-    for layer in layers:
-        size = prod(layer.weight) + prod(layer.input) * (1 + layer.outputs // layer.input[1])
-        if part and (len(part) == _TOGETHER or elements + size > _ELEMENTS):
-            yield part
-            part, elements = [], 0
-        part.append(layer)
-        elements += size
-    if part:
-        yield part
+def _elements(layer: Layer) -> int:
+    return prod(layer.weight) + prod(layer.input) * (1 + layer.outputs // layer.input[1])
 
 
 def _measured(layers: Sequence[Layer], threads: int) -> list[float]:

@@ -14,6 +14,7 @@ from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.errors import ExecutionError
 from onnxopt.graph.model import Model
+from onnxopt.numerics.packing import packed
 from onnxopt.runtime import layer_times
 from onnxopt.runtime.layer_times import Layer, LayerTimes
 from onnxopt.runtime.profile import Recording
@@ -169,5 +170,6 @@ def test_a_folder_that_cannot_be_written_to_costs_only_time(tmp_path: Path) -> N
 
 def test_large_layers_are_timed_apart() -> None:
     large = Layer("Conv", (1, 64, 512, 512), 64, (1, 1))
-    assert [len(p) for p in layer_times._parts([SMALL, large, large, *[SMALL] * 40])] == [2, 32, 9]
+    room = layer_times._elements, layer_times._ELEMENTS, layer_times._TOGETHER
+    assert [len(p) for p in packed([SMALL, large, large, *[SMALL] * 40], *room)] == [2, 32, 9]
     assert np.prod(large.input) * 2 < layer_times._ELEMENTS
