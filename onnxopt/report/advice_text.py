@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -18,10 +20,11 @@ _PASSES = ("pass", "weights", "packed", "MACs", "time", "speed", "error", " ")
 def render_advice(found: Advice, *, verbose: bool = False) -> RenderableType:
     """One row for each pass on each layer, what pays best first, then one for each pass on the whole model.
 
-    ``verbose`` shows the rows that do not pay and every place that is left alone, besides.
+    ``verbose`` shows all rows and every place that is left alone; else the few rows are of each pass in turn.
     """
-    paying = [_layer(o) for o in found.offers if o.verdict == "pays"]
-    others = [_layer(o) for o in found.offers if o.verdict != "pays"]
+    offers = found.offers if verbose else _in_turn(found.offers)
+    paying = [_layer(o) for o in offers if o.verdict == "pays"]
+    others = [_layer(o) for o in offers if o.verdict != "pays"]
     idle = [p for p in found.passes if p.why]
     tried = [_whole(p) for p in found.passes if not p.why]
     title = "What one layer alone saves of its own, and what that does to the outputs"
@@ -34,6 +37,17 @@ def render_advice(found: Advice, *, verbose: bool = False) -> RenderableType:
         *(Text.assemble(("note: ", "yellow"), note) for note in found.notes),
         Text(_total(found), "bold"),
     )
+
+
+def _in_turn(offers: Sequence[Offer]) -> list[Offer]:
+    """The best of each pass, then the second of each, and so on: one pass would fill a short table."""
+    seen: Counter[tuple[str, bool]] = Counter()
+    turns = []
+    for offer in offers:
+        key = offer.spec, offer.verdict == "pays"
+        turns.append((seen[key], offer))
+        seen[key] += 1
+    return [offer for _, offer in sorted(turns, key=itemgetter(0))]
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], verbose: bool) -> RenderableType:

@@ -285,10 +285,10 @@ def test_the_clock_scatters(ms: float | None, pace: int) -> None:
 def test_as_text() -> None:
     from rich.console import Console
 
-    def lines(found: Advice, width: int = 200) -> list[str]:
+    def lines(found: Advice, width: int = 200, *, verbose: bool = False) -> list[str]:
         console = Console(width=width, file=io.StringIO())
         with console.capture() as captured:
-            console.print(render_advice(found))
+            console.print(render_advice(found, verbose=verbose))
         return [" ".join(line.split()) for line in captured.get().splitlines()]
 
     good = Offer("first", "Conv", "svd", Costs(4000, 9000, 500, 1.0), Costs(2000, 7000, 250, 0.5), 41.23)
@@ -300,6 +300,13 @@ def test_as_text() -> None:
     assert "svd -2.00 kB -2.00 kB -250 -500 us 1.50 x 30.0 dB pays" in text
     assert "quant: nothing to gain: it is asleep" in text
     assert "note: told" in text
+    # Each pass in turn, unless all are shown.
+    alike = [
+        replace(good, layer=name, spec=spec) for name, spec in zip("abcd", ("svd", "svd", "svd", "quant"), strict=True)
+    ]
+    for verbose, order in ((False, "adbc"), (True, "abcd")):
+        shown = lines(Advice("m.onnx", {}, {}, 7, tuple(alike), ()), verbose=verbose)
+        assert [line[0] for line in shown if "41.2 dB" in line] == list(order)
     # An operator that the name tells, and what nothing changes, take no column; at 80 columns no number is broken.
     names = [f"/encoder/layers.{i}/self_attention/query/MatMul" for i in range(2)]
     costs = Costs(1_000_000, 9000, 500, 1.0), Costs(890_000, 7000, 500, 0.99369)
