@@ -5,7 +5,8 @@
 With L levels a byte holds the k digits of a number to base L, L^k <= 256: eight of 2 levels, five of 3, four of 4,
 three of up to 6, two of up to 16. ``digits`` (L^k, k) lists them, and is shared by all weights. Add stands there where
 channels have levels of their own: it leads to those. No operator is newer than operator set 7, and all of them read
-constants only: a runtime that folds constants does so once, when it loads.
+constants only: a runtime that folds constants does so once, when it loads. From operator set 21 on there is uint4: two
+in a byte need no digits then, as one in a byte does not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import onnx
 from onnxopt.graph.ir import Constant, Node, Tensor, Variable, replace_uses
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
+from onnxopt.graph.stored import Stored
 
-OLDEST_OPSET = 7
+OLDEST_OPSET, _UINT4_OPSET = 7, 21
 _MOST = 256
 _SLICE_INPUTS = 10
 # Bytes of a node in a file with its small constants, without the weight's name, and how often they hold that name.
@@ -122,7 +124,10 @@ class _Writer:
     def expand(self, constant: Constant, coded: Coded) -> Tensor:
         name, count = _short(constant.name), per_byte(coded.count)
         levels = self._model.constant(f"{name}.levels", coded.levels.reshape(-1))
-        codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
+        if count == 2 and self._model.opset >= _UINT4_OPSET:
+            codes, count = self._uint4(f"{name}.codes", coded.codes), 1
+        else:
+            codes = self._model.constant(f"{name}.codes", coded.codes if count == 1 else _packed(coded, count))
         index = self._node("Cast", name, "index", [codes], np.int32, to=onnx.TensorProto.INT32)
         if count > 1:
             table = self._table(coded.count, count)
@@ -139,6 +144,12 @@ class _Writer:
             scale = self._model.constant(f"{name}.scale", coded.scale)
             found = self._node("Mul", name, "scaled", [found, scale], found.dtype)
         return found
+
+    def _uint4(self, stem: str, codes: npt.NDArray[np.uint8]) -> Constant:
+        low, high = np.resize(codes, (-(-codes.size // 2), 2)).T
+        raw = (low | high << 4).tobytes()
+        tensor = onnx.TensorProto(data_type=onnx.TensorProto.UINT4, dims=codes.shape, raw_data=raw)
+        return Constant(self._model.fresh_name(stem), Stored(tensor))
 
     def _table(self, levels: int, count: int) -> Constant:
         if levels not in self._digits:

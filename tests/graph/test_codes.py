@@ -37,6 +37,19 @@ def test_what_is_made_of_codes_are_the_values(build, levels, scale, opset) -> No
         np.testing.assert_array_equal(made, given.values[:3])
 
 
+@pytest.mark.parametrize(("levels", "opset", "ops"), [(7, 21, 3), (16, 21, 3), (16, 20, 6), (6, 21, 8), (17, 21, 3)])
+def test_two_in_a_byte_are_uint4_where_there_is_such_a_type(build, levels, opset, ops) -> None:
+    model = build("y = MatMul(x, w)", "float[64,64] w", "float[1,64] x", opset=opset)
+    before = len(model.to_proto().SerializeToString())
+    given = coded((64, 64), levels, scale=True)
+    store(model, {model.constants()[0]: given})
+    kinds = {t.data_type for t in model.to_proto().graph.initializer}
+    assert (onnx.TensorProto.UINT4 in kinds) is (opset >= 21 and per_byte(levels) == 2)
+    assert len([n for n in model.nodes() if n.op != "MatMul"]) == ops
+    table = table_bytes(levels) + 50 if "digits_" in str(model.to_proto()) else 0
+    assert before - len(model.to_proto().SerializeToString()) >= 4 * 64 * 64 - given.nbytes("w") - table
+
+
 def test_half_floats_and_doubles_keep_their_type(build) -> None:
     model = build("y = Mul(x, w)", "double[4,4] w", "double[4,4] x", y="double[] y")
     store(model, {model.constants()[0]: coded((4, 4), 5, dtype=np.float64)})
