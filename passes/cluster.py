@@ -28,8 +28,9 @@ from onnxopt.graph.ir import Constant, Node, is_constant
 from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.numerics.codebook import Form
-from onnxopt.pruning import channels, sharing
-from onnxopt.pruning.sharing import Kind
+from onnxopt.pruning import channels
+from onnxopt.weights import sharing
+from onnxopt.weights.sharing import Kind
 
 _FEWEST, _LEVELS, _MOST = 2, 16, 256
 _ENDS = "first or last layer, and keep-ends leaves those alone"

@@ -19,12 +19,12 @@ from onnxopt.core.quality import Comparison, Quality
 from onnxopt.core.reasons import tried
 from onnxopt.errors import ExecutionError, ModelError
 from onnxopt.graph.model import Model
-from onnxopt.quantization.half import INTEGERS
-from onnxopt.quantization.half_graph import convert, draft, few_bytes, rounding, store_weights
 from onnxopt.runtime.half_kernels import BEST_OPSET, no_half_kernel, place
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import NATIVE, Target
 from onnxopt.runtime.timing import Timing, interleave
+from onnxopt.weights.half import INTEGERS
+from onnxopt.weights.half_graph import convert, draft, few_bytes, rounding, store_weights
 
 _OLDEST_OPSET = 7
 _NAMED = 3

@@ -18,11 +18,11 @@ from onnxopt.core.reasons import tried
 from onnxopt.errors import ModelError
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Format
-from onnxopt.quantization import weight_only_write
 from onnxopt.quantization.judge import cannot_run
-from onnxopt.quantization.weight_only import Site
-from onnxopt.quantization.weight_only_coding import Coding
 from onnxopt.runtime.audit import audit
+from onnxopt.weights import weight_only_write
+from onnxopt.weights.weight_only import Site
+from onnxopt.weights.weight_only_coding import Coding
 
 _BLOCKS = (0, 32, 64, 128)
 _BITS = (4, 8)

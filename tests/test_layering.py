@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "core": {"report", "data", "runtime", "graph", "numerics"},
     "quantization": {"core", "data", "runtime", "graph", "numerics"},
     "pruning": {"core", "data", "runtime", "graph", "numerics"},
+    "weights": {"quantization", "core", "data", "runtime", "graph", "numerics"},
     "factoring": {"pruning", "core", "data", "runtime", "graph", "numerics"},
     "check": {"quantization", "pruning", "targets", "core", "report", "data", "runtime", "graph", "numerics"},
     "deploy": {
         *("check", "quantization", "targets", "environments", "report", "core", "data", "runtime", "graph", "numerics"),
     },
-    "passes": {"quantization", "pruning", "factoring", "core", "data", "runtime", "graph", "numerics"},
+    "passes": {"quantization", "weights", "pruning", "factoring", "core", "data", "runtime", "graph", "numerics"},
     "cli": {
         *(
             "job",

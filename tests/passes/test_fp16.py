@@ -147,7 +147,7 @@ def test_sequences_types_by_attribute_and_other_domains_stay(check_pass, parse) 
 
 
 def test_what_cannot_be_run_is_given_up(check_pass, parse, monkeypatch) -> None:
-    monkeypatch.setattr("onnxopt.quantization.half._UNABLE", {})
+    monkeypatch.setattr("onnxopt.weights.half._UNABLE", {})
     text = """a (float[4,4] x) => (float[4,4] y) <int64[1,4] i, float[1,4] u> {
         r = Relu(x) m = ScatterElements<reduction="add">(r, i, u) y = Abs(m) }"""
     check_pass(WHOLE, parse(text, opset=18, i=0), changed=0, skipped=["what it becomes cannot be run: ONNX Runtime"])

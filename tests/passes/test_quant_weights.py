@@ -16,9 +16,9 @@ from onnxopt.graph.io import load
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Format
 from onnxopt.passes.quant_weights import QuantWeights
-from onnxopt.quantization.weight_only import encode, find
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import CORTEX_A53, NATIVE
+from onnxopt.weights.weight_only import encode, find
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 PRODUCT = "g (float[N,96] x) => (float[] y) <float[96,64] w> { y = MatMul (x, w) }"

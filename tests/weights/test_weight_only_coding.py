@@ -10,8 +10,8 @@ import pytest
 
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Format
-from onnxopt.quantization.weight_only_coding import Coding
 from onnxopt.runtime.target import CORTEX_A53, NATIVE
+from onnxopt.weights.weight_only_coding import Coding
 
 FOUR = Coding(Format(4, symmetric=False), 32, "auto", NATIVE)
 

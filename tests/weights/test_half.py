@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from onnxopt.graph.ir import Constant, Node, Variable
-from onnxopt.quantization import half
-from onnxopt.quantization.half import Numbers, Slots, slots
+from onnxopt.weights import half
+from onnxopt.weights.half import Numbers, Slots, slots
 
 PLACES = "it reads places where to sample, which float16 is too coarse for"
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)

@@ -20,7 +20,7 @@ from onnxopt.graph.model import Model
 from onnxopt.graph.signature import Array
 from onnxopt.graph.stored import Stored
 from onnxopt.numerics.blocks import Coded, Format
-from onnxopt.quantization.weight_only import Site
+from onnxopt.weights.weight_only import Site
 
 Form = Literal["qdq", "nbits"]
 DOMAIN = "com.microsoft"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from onnxopt.numerics.blocks import Blocks, Format
-from onnxopt.quantization.weight_only_fit import fit
+from onnxopt.weights.weight_only_fit import fit
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

@@ -17,11 +17,11 @@ from onnxopt.core.pass_ import Skip, label
 from onnxopt.core.stream import modest_batch
 from onnxopt.graph.ir import Node, Tensor, Variable, is_constant
 from onnxopt.graph.model import Model
-from onnxopt.quantization import half
-from onnxopt.quantization.half import FLOAT, HALF, Slots
 from onnxopt.runtime.half_kernels import no_half_kernel
 from onnxopt.runtime.session import Session
 from onnxopt.runtime.target import Target
+from onnxopt.weights import half
+from onnxopt.weights.half import FLOAT, HALF, Slots
 
 # A weight of fewer bytes saves less than the Cast behind it takes.
 _SMALLEST = 512

@@ -5,8 +5,8 @@ import numpy as np
 from onnxopt.core.context import Context
 from onnxopt.data.dataset import open_dataset
 from onnxopt.graph.verify import faults
-from onnxopt.quantization.half_graph import convert, draft, rounding, store_weights
 from onnxopt.runtime.session import Session
+from onnxopt.weights.half_graph import convert, draft, rounding, store_weights
 
 
 def test_every_float16_tensor_is_rounded(build) -> None:

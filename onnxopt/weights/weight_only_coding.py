@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 from onnxopt.core.pass_ import label
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Format
-from onnxopt.quantization import weight_only
-from onnxopt.quantization.weight_only import Site
-from onnxopt.quantization.weight_only_forms import Form, oldest_opset, stored_bytes, takes
 from onnxopt.runtime.target import Target
+from onnxopt.weights import weight_only
+from onnxopt.weights.weight_only import Site
+from onnxopt.weights.weight_only_forms import Form, oldest_opset, stored_bytes, takes
 
 _NARROW = 32
 # Rows of tables where ONNX's own operators look them up.

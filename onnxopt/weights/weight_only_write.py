@@ -12,10 +12,10 @@ from onnxopt.core.observed import Place, observed
 from onnxopt.core.pass_ import label
 from onnxopt.graph.model import Model
 from onnxopt.numerics.blocks import Coded
-from onnxopt.quantization import weight_only
-from onnxopt.quantization.weight_only_coding import Chosen, Coding
-from onnxopt.quantization.weight_only_fit import Fitted, fit
-from onnxopt.quantization.weight_only_forms import Writer
+from onnxopt.weights import weight_only
+from onnxopt.weights.weight_only_coding import Chosen, Coding
+from onnxopt.weights.weight_only_fit import Fitted, fit
+from onnxopt.weights.weight_only_forms import Writer
 
 
 def write(

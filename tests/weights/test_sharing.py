@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from onnxopt.pruning import sharing
-from onnxopt.pruning.sharing import Kind
+from onnxopt.weights import sharing
+from onnxopt.weights.sharing import Kind
 
 
 def found(model):
