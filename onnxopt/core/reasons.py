@@ -25,7 +25,7 @@ _CODES = (
     ("attributes", r"no integer kernel for \w+=|^there is no integer kernel|looks up columns|transposes its"),
     ("attributes", r"convolves in|more than one position|pads automatically|its type is|handles sequences"),
     ("attributes", r"first factor|no multiple of|no two sides"),
-    ("no-kernel", r"no (integer|float16) kernel|static scales$|-weights knows no|ONNX has no|nothing is known"),
+    ("no-kernel", r"no (integer|float16) kernel|static scales$|no form of few bits|ONNX has no|nothing is known"),
     ("no-kernel", r"crashes when|reads the bits of"),
     ("opset", r"opset"),
     ("boundary", r"is an output of|the default of an input|the model's caller"),

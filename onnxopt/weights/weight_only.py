@@ -176,7 +176,7 @@ def _fault(node: Node) -> str:
     if node.op in _CODED or _reads_integers(node):
         return "its weights are integers already"
     if node.op in _NEVER or not node.is_standard:
-        return f"quant-weights knows no {node.kind}: {'quant-dynamic, ' * (node.op == 'LSTM')}cluster or fp16 may do"
+        return f"no form of few bits for {node.kind}: {'quant-dynamic, ' * (node.op == 'LSTM')}cluster or fp16 may do"
     weight = node.inputs[0] if node.op == "Gather" else stored(node.inputs[1])
     if how := already(weight):
         return f"its weights are {how}"

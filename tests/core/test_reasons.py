@@ -61,7 +61,7 @@ from onnxopt.core.reasons import code
         ("it sums over 6 input channels, no multiple of 4", "attributes"),
         ("it is a convolution of more than one position, and conv=none", "attributes"),
         ("its kernel has no two sides to part", "attributes"),
-        ("quant-weights knows no LSTM: quant-dynamic, cluster or fp16 may do", "no-kernel"),
+        ("no form of few bits for LSTM: quant-dynamic, cluster or fp16 may do", "no-kernel"),
         ("ONNX has no float16 CumSum in operator set 13", "no-kernel"),
         ("nothing is known of com.microsoft.Gelu", "no-kernel"),
         ("ONNX Runtime crashes when it loads a float16 Transpose", "no-kernel"),
