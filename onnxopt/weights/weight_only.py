@@ -167,8 +167,9 @@ def _is_candidate(node: Node) -> bool:
 def _site(node: Node, graph: Graph) -> Site:
     if node.op in ("MatMul", "Gemm"):
         return Site(node, graph, stored(node.inputs[1]), "product")
-    at, kind = (1, "conv") if node.op == "Conv" else (0, "table")
-    return Site(node, graph, node.inputs[at], kind)  # type: ignore[arg-type]  # kind is one of two literals
+    if node.op == "Conv":
+        return Site(node, graph, node.inputs[1], "conv")
+    return Site(node, graph, node.inputs[0], "table")
 
 
 def _fault(node: Node) -> str:

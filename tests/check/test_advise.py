@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -167,9 +167,10 @@ def test_times_of_layers_add_up_to_what_was_timed_in_turns(
 ) -> None:
     """A machine that is a hundred times slower while the second form is profiled makes no layer slower."""
     only(Split)
-    measured, calls = form.profile, []
+    measured = form.profile
+    calls: list[Any] = []
 
-    def profile(*given, **options):  # type: ignore[no-untyped-def]
+    def profile(*given: Any, **options: Any) -> Any:
         found = measured(*given, **options)
         calls.append(found)
         pace = 100 ** (len(calls) - 1)

@@ -28,7 +28,7 @@ VALIDATION_KEYS = {
 @pytest.mark.slow
 def test_the_main_job_on_a_sample_model(run, tmp_path: Path) -> None:
     done = run(
-        "optimize", SAMPLES / "digits_resnet.onnx", "--passes", "quant:effort=fast,prune", "--samples", "128",
+        "optimize", SAMPLES / "digits_resnet.onnx", "--passes", "quant,prune",
         "--data", SAMPLES / "digits_calib.npz", "--test-data", SAMPLES / "digits_test.npz",
         "--min-agreement", "97%", "-o", tmp_path / "small.onnx", "--report", tmp_path / "r.json",
     )  # fmt: skip
